@@ -1,0 +1,15 @@
+//! Gradients of graphs, as more graph: a table of rules, one per primitive op, and one reverse walk.
+//!
+//! Rules are written with the same [`limbeck_graph::Var`] expressions as everything else, so gradients nest:
+//! the gradient of a gradient, Jacobian-vector products and gradient penalties come from the same table.
+#![forbid(unsafe_code)]
+
+mod decompose;
+mod error;
+mod rules;
+mod walk;
+
+pub use decompose::{compose, dropout};
+pub use error::GradError;
+pub use rules::{NON_DIFFERENTIABLE, differentiable, has_gradient};
+pub use walk::Differentiate;

@@ -1,0 +1,119 @@
+//! Gradients of picking elements: by index, by range, with padding.
+//!
+//! `ai.limbeck::GatherGrad(indices, gy; axis, input_shape)` adds the rows of `gy` where Gather took them from.
+
+use super::elementwise::one;
+use super::{Grads, Rule, RuleFn};
+use limbeck_graph::ops::normalize_axis;
+use limbeck_graph::{LIMBECK, Var};
+
+pub(super) const RULES: &[(&str, RuleFn)] = &[
+    ("Gather", |r| one(gather_grad(r.x(1), r.g(), r.int("axis", 0), &r.x(0).shape()))),
+    ("ai.limbeck::GatherGrad", |r| Ok(vec![None, Some(r.g().gather(r.x(0), r.int("axis", 0)))])),
+    ("Slice", slice),
+    ("Pad", pad),
+    ("GatherElements", |r| one(scatter_add(r.x(0), r.x(1), r.g(), r.int("axis", 0)))),
+    ("ScatterElements", |r| scatter(r, "GatherElements", "ScatterElements")),
+    ("GatherND", |r| match r.int("batch_dims", 0) {
+        0 => one(r.cx.op("ScatterND", &[zeros(r.x(0)), r.x(1), r.g()], &[("reduction", "add".into())])),
+        n => Err(format!("batch_dims {n} has no gradient; only 0 has")),
+    }),
+    ("ScatterND", |r| scatter(r, "GatherND", "ScatterND")),
+];
+
+fn zeros(like: Var<'_>) -> Var<'_> {
+    like.cx().full(0.0, like.dtype(), &like.shape())
+}
+
+fn gather_grad<'c>(indices: Var<'c>, g: Var<'c>, axis: i64, shape: &[usize]) -> Var<'c> {
+    let attrs = [("axis", axis.into()), ("input_shape", shape.to_vec().into())];
+    g.cx().op_n(LIMBECK, "GatherGrad", &[Some(indices), Some(g)], &attrs, 1)[0]
+}
+
+/// Zeros of the shape of `like`, to which `g` is added where `indices` point along `axis`.
+pub(super) fn scatter_add<'c>(like: Var<'c>, indices: Var<'c>, g: Var<'c>, axis: i64) -> Var<'c> {
+    g.cx().op("ScatterElements", &[zeros(like), indices, g], &[("axis", axis.into()), ("reduction", "add".into())])
+}
+
+/// The gradient of taking elements `from` along `axis` of a tensor with `extent` elements there.
+fn ungather<'c>(g: Var<'c>, axis: usize, from: &[i64], extent: usize) -> Var<'c> {
+    let mut shape = g.shape();
+    if let Some(d) = shape.get_mut(axis) {
+        *d = extent;
+    }
+    gather_grad(g.cx().ints(from), g, axis as i64, &shape)
+}
+
+/// The data keep the gradient but for what was overwritten; the updates get theirs from where they went.
+fn scatter<'c>(r: &Rule<'_, 'c>, take: &str, put: &str) -> Result<Grads<'c>, String> {
+    let (g, indices) = (r.g(), r.x(1));
+    let axis = r.node.attrs.get("axis").map(|a| ("axis", a.clone()));
+    let axis = axis.as_slice();
+    let gx = match r.node.str("reduction").unwrap_or("none") {
+        "add" => Some(g),
+        "none" => r.wants(0).then(|| r.cx.op(put, &[g, indices, zeros(r.x(2))], axis)),
+        other => return Err(format!("reduction '{other}' has no gradient; 'none' and 'add' have")),
+    };
+    Ok(vec![gx, None, r.wants(2).then(|| r.cx.op(take, &[g, indices], axis))])
+}
+
+/// Zeros around the gradient; along axes with a step other than 1 the elements go where they were taken from.
+fn slice<'c>(r: &Rule<'_, 'c>) -> Result<Grads<'c>, String> {
+    let shape = r.x(0).shape();
+    let starts = r.ints_of(1)?.unwrap_or_default();
+    let axes = r.ints_of(3)?.unwrap_or_else(|| (0..starts.len() as i64).collect());
+    let steps = r.ints_of(4)?.unwrap_or_else(|| vec![1; starts.len()]);
+    let mut pads = vec![0; 2 * shape.len()];
+    let mut g = r.g();
+    for ((&start, &axis), &step) in starts.iter().zip(&axes).zip(&steps) {
+        let axis = normalize_axis(axis, shape.len()).map_err(|e| e.0)?;
+        let (extent, taken) = (shape[axis] as i64, g.dim(axis as i64) as i64);
+        let start = if start < 0 { start.saturating_add(extent) } else { start };
+        let start = start.clamp(0, if step < 0 { (extent - 1).max(0) } else { extent });
+        if step == 1 {
+            pads[axis] = start;
+            pads[shape.len() + axis] = extent - start - taken;
+        } else {
+            let from: Vec<i64> = (0..taken).map(|i| start + step * i).collect();
+            g = ungather(g, axis, &from, shape[axis]);
+        }
+    }
+    one(if pads.iter().all(|&p| p == 0) { g } else { r.cx.op("Pad", &[g, r.cx.ints(&pads)], &[]) })
+}
+
+fn pad<'c>(r: &Rule<'_, 'c>) -> Result<Grads<'c>, String> {
+    let shape = r.x(0).shape();
+    let rank = shape.len();
+    let given = r.ints_of(1)?.unwrap_or_default();
+    let axes = r.ints_of(3)?.unwrap_or_else(|| (0..rank as i64).collect());
+    if given.len() != 2 * axes.len() {
+        return Err(format!("pads {given:?} do not fit the axes {axes:?}"));
+    }
+    let mut pads = vec![0; 2 * rank];
+    for (i, &axis) in axes.iter().enumerate() {
+        let axis = normalize_axis(axis, rank).map_err(|e| e.0)?;
+        (pads[axis], pads[rank + axis]) = (given[i], given[axes.len() + i]);
+    }
+    let mode = r.node.str("mode").unwrap_or("constant");
+    if mode == "constant" {
+        // Padding by the opposite amounts drops what was added and brings zeros where elements were dropped.
+        let back: Vec<i64> = pads.iter().map(|p| -p).collect();
+        let gx = r.cx.op("Pad", &[r.g(), r.cx.ints(&back)], &[]);
+        let fill = r.opt(2).filter(|_| r.wants(2)).map(|v| (r.g().sum(&[]) - gx.sum(&[])).reshape(&v.shape()));
+        return Ok(vec![Some(gx), None, fill]);
+    }
+    let mut g = r.g();
+    for axis in (0..rank).filter(|&a| pads[a] != 0 || pads[rank + a] != 0) {
+        let extent = shape[axis] as i64;
+        let (last, period) = (extent - 1, (2 * (extent - 1)).max(1));
+        let source = |i: i64| match mode {
+            "edge" => Ok(i.clamp(0, last)),
+            "wrap" => Ok(i.rem_euclid(extent)),
+            "reflect" => Ok(i.rem_euclid(period).min(period - i.rem_euclid(period))),
+            other => Err(format!("mode '{other}' has no gradient; constant, edge, reflect and wrap have")),
+        };
+        let from = (-pads[axis]..extent + pads[rank + axis]).map(source).collect::<Result<Vec<_>, _>>()?;
+        g = ungather(g, axis, &from, shape[axis]);
+    }
+    one(g)
+}

@@ -1,0 +1,181 @@
+//! The table of gradient rules, one per primitive op, and the list of ops without gradient.
+
+mod activation;
+mod conv;
+mod elementwise;
+mod index;
+mod matmul;
+mod norm;
+mod pool;
+mod quant;
+mod reduce;
+mod shape;
+
+use crate::GradError;
+use limbeck_graph::{Cx, LIMBECK, Node, ValueId, Var};
+use std::collections::HashSet;
+
+/// Gradients of the inputs of a node, in input order; `None` where there is none.
+pub(crate) type Grads<'c> = Vec<Option<Var<'c>>>;
+
+/// A rule: from a node and the gradients of its outputs to the gradients of its inputs. Broadcasts are undone by
+/// the walk. Errors are kept by the context; a rule that cannot handle the node returns the reason.
+pub(crate) type RuleFn = for<'r, 'c> fn(&'r Rule<'r, 'c>) -> Result<Grads<'c>, String>;
+
+/// What a rule sees.
+pub(crate) struct Rule<'r, 'c> {
+    /// The construction.
+    pub(crate) cx: &'c Cx,
+    /// The forward node.
+    pub(crate) node: &'r Node,
+    label: &'r str,
+    active: &'r HashSet<ValueId>,
+    grads: Vec<Option<Var<'c>>>,
+}
+
+impl<'r, 'c> Rule<'r, 'c> {
+    pub(crate) fn new(
+        cx: &'c Cx,
+        node: &'r Node,
+        label: &'r str,
+        active: &'r HashSet<ValueId>,
+        grads: Vec<Option<Var<'c>>>,
+    ) -> Rule<'r, 'c> {
+        Rule { cx, node, label, active, grads }
+    }
+
+    /// Input `i`, which the operator requires.
+    pub(crate) fn x(&self, i: usize) -> Var<'c> {
+        self.opt(i).unwrap_or_else(|| self.cx.fail_with(format!("input {i} of '{}' is missing", self.label)))
+    }
+
+    /// Input `i` when present.
+    pub(crate) fn opt(&self, i: usize) -> Option<Var<'c>> {
+        self.node.input(i).map(|id| self.cx.var(id))
+    }
+
+    /// Output `i`.
+    pub(crate) fn y(&self, i: usize) -> Var<'c> {
+        match self.node.output(i) {
+            Some(id) => self.cx.var(id),
+            None => self.cx.fail_with(format!("output {i} of '{}' is missing", self.label)),
+        }
+    }
+
+    /// Gradient of output 0; zeros when only another output carries one.
+    pub(crate) fn g(&self) -> Var<'c> {
+        self.grads.first().copied().flatten().unwrap_or_else(|| {
+            let y = self.y(0);
+            self.cx.full(0.0, y.dtype(), &y.shape())
+        })
+    }
+
+    /// Gradient of output `i`, when it has one.
+    pub(crate) fn grad_of(&self, i: usize) -> Option<Var<'c>> {
+        self.grads.get(i).copied().flatten()
+    }
+
+    /// True when the gradient of input `i` is wanted; rules may skip costly ones that are not.
+    pub(crate) fn wants(&self, i: usize) -> bool {
+        self.node.input(i).is_some_and(|id| self.active.contains(&id))
+    }
+
+    /// Integers of input `i`, which must be constant; `None` when it is absent.
+    pub(crate) fn ints_of(&self, i: usize) -> Result<Option<Vec<i64>>, String> {
+        let Some(id) = self.node.input(i) else { return Ok(None) };
+        let constant = self.cx.graph().constant(id).ok_or_else(|| {
+            let name = self.cx.graph().name_of(id).to_owned();
+            format!("its input '{name}' must be constant; fix shapes and fold constants first")
+        })?;
+        constant.to_i64_vec().map(Some).map_err(|e| e.to_string())
+    }
+
+    /// Integer attribute, or its default.
+    pub(crate) fn int(&self, name: &str, default: i64) -> i64 {
+        self.node.int(name).unwrap_or(default)
+    }
+
+    /// Float attribute, or its default.
+    pub(crate) fn float(&self, name: &str, default: f64) -> f64 {
+        self.node.float(name).map_or(default, f64::from)
+    }
+}
+
+/// `v` in another shape of as many elements; itself when it has that shape.
+fn reshaped<'c>(v: Var<'c>, shape: &[usize]) -> Var<'c> {
+    if v.shape() == shape { v } else { v.reshape(shape) }
+}
+
+/// Families of the table, in one explicit list: (op, rule). Limbeck's own ops carry their domain as prefix.
+const FAMILIES: &[&[(&str, RuleFn)]] = &[
+    elementwise::RULES,
+    activation::RULES,
+    reduce::RULES,
+    matmul::RULES,
+    conv::RULES,
+    pool::RULES,
+    norm::RULES,
+    shape::RULES,
+    index::RULES,
+    quant::RULES,
+];
+
+/// Ops whose outputs carry no gradient (integers, bools, indices, or piecewise constant by definition).
+pub const NON_DIFFERENTIABLE: &[&str] = &[
+    "ArgMax",
+    "ArgMin",
+    "And",
+    "Or",
+    "Xor",
+    "Not",
+    "Equal",
+    "Less",
+    "LessOrEqual",
+    "Greater",
+    "GreaterOrEqual",
+    "IsNaN",
+    "IsInf",
+    "Shape",
+    "Size",
+    "NonZero",
+    "Hardmax",
+    "Sign",
+    "Floor",
+    "Ceil",
+    "Round",
+    "ConstantOfShape",
+    "OneHot",
+    "Range",
+    "EyeLike",
+];
+
+fn find(node: &Node) -> Option<RuleFn> {
+    let key = match node.domain_or_default() {
+        "" => node.op.clone(),
+        domain => format!("{domain}::{}", node.op),
+    };
+    FAMILIES.iter().flat_map(|f| f.iter()).find(|(name, _)| *name == key).map(|(_, f)| *f)
+}
+
+/// Names of the ops that have a gradient rule, those outside ai.onnx with their domain (`ai.limbeck::GatherGrad`).
+pub fn differentiable() -> impl Iterator<Item = &'static str> {
+    FAMILIES.iter().flat_map(|f| f.iter()).map(|(name, _)| *name)
+}
+
+/// True when gradient can flow through this node.
+pub fn has_gradient(node: &Node) -> bool {
+    find(node).is_some()
+}
+
+/// Applies the rule of the node; ops of [`NON_DIFFERENTIABLE`] give nothing, unknown ones are an error.
+pub(crate) fn apply<'c>(rule: &Rule<'_, 'c>) -> Result<Grads<'c>, GradError> {
+    let error = |reason: String| GradError::NoRule { node: rule.label.to_owned(), op: rule.node.full_op(), reason };
+    let node = rule.node;
+    match find(node) {
+        Some(f) => f(rule).map_err(error),
+        None if node.domain_or_default() != LIMBECK && NON_DIFFERENTIABLE.contains(&node.op.as_str()) => Ok(vec![]),
+        None => Err(error(
+            "no rule is known; freeze what lies before it, stop the gradient there, or remove it from the path".into(),
+        )),
+    }
+}

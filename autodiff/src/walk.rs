@@ -1,0 +1,160 @@
+//! The reverse walk: from a loss (or cotangents) back to the values asked for, summing the contributions of
+//! every use and undoing broadcasts, so that rules need not.
+
+use crate::GradError;
+use crate::rules::{self, Rule};
+use limbeck_graph::{Cx, Graph, LIMBECK, Node, NodeId, ValueId, Var};
+use std::collections::{HashMap, HashSet};
+
+/// Differentiation of the graph under construction.
+pub trait Differentiate {
+    /// Gradient of the scalar `loss` with respect to each value of `wrt`; zeros where the loss does not depend
+    /// on it. Shapes and dtypes are those of `wrt`.
+    fn grad<'c>(&'c self, loss: Var<'c>, wrt: &[Var<'c>]) -> Result<Vec<Var<'c>>, GradError>;
+
+    /// Vector-Jacobian product: the gradient of `Σ <outputs_i, cotangents_i>` with respect to `wrt`.
+    fn vjp<'c>(
+        &'c self,
+        outputs: &[Var<'c>],
+        cotangents: &[Var<'c>],
+        wrt: &[Var<'c>],
+    ) -> Result<Vec<Var<'c>>, GradError>;
+
+    /// Jacobian-vector product: the derivative of `outputs` along `tangents` of `inputs`, by differentiating the
+    /// vector-Jacobian product with respect to its cotangent.
+    fn jvp<'c>(
+        &'c self,
+        outputs: &[Var<'c>],
+        inputs: &[Var<'c>],
+        tangents: &[Var<'c>],
+    ) -> Result<Vec<Var<'c>>, GradError>;
+}
+
+impl Differentiate for Cx {
+    fn grad<'c>(&'c self, loss: Var<'c>, wrt: &[Var<'c>]) -> Result<Vec<Var<'c>>, GradError> {
+        self.check()?;
+        let shape = loss.shape();
+        if !loss.dtype().is_float() || shape.iter().product::<usize>() != 1 {
+            return Err(GradError::NotScalar {
+                name: loss.name(),
+                reason: format!("a float scalar is needed, this is {}{shape:?}; reduce it first", loss.dtype()),
+            });
+        }
+        let one = self.full(1.0, loss.dtype(), &shape);
+        self.vjp(&[loss], &[one], wrt)
+    }
+
+    fn vjp<'c>(
+        &'c self,
+        outputs: &[Var<'c>],
+        cotangents: &[Var<'c>],
+        wrt: &[Var<'c>],
+    ) -> Result<Vec<Var<'c>>, GradError> {
+        self.check()?;
+        let mut grads: HashMap<ValueId, Var<'c>> = HashMap::new();
+        for (output, cotangent) in outputs.iter().zip(cotangents) {
+            accumulate(&mut grads, output.id(), *cotangent);
+        }
+        let wanted: HashSet<ValueId> = wrt.iter().map(|v| v.id()).collect();
+        let path = path_nodes(self, &wanted, outputs);
+        for (id, node, active) in path.into_iter().rev() {
+            let out_grads: Vec<Option<Var<'c>>> =
+                node.outputs.iter().map(|o| o.and_then(|o| grads.get(&o).copied())).collect();
+            if out_grads.iter().all(Option::is_none) {
+                continue;
+            }
+            let label = self.graph().label(id);
+            let contributions = rules::apply(&Rule::new(self, &node, &label, &active, out_grads));
+            // An error inside a rule is reported with the forward node it belongs to.
+            if let Err(e) = self.check() {
+                return Err(GradError::NoRule { node: label, op: node.full_op(), reason: e.to_string() });
+            }
+            for (input, grad) in node.inputs.iter().zip(contributions?) {
+                if let (Some(input), Some(grad)) = (input, grad)
+                    && active.contains(input)
+                {
+                    accumulate(&mut grads, *input, unbroadcast(grad, &self.var(*input).shape()));
+                }
+            }
+        }
+        self.check()?;
+        let result = wrt
+            .iter()
+            .map(|v| grads.get(&v.id()).copied().unwrap_or_else(|| self.full(0.0, v.dtype(), &v.shape())))
+            .collect();
+        self.check()?;
+        Ok(result)
+    }
+
+    fn jvp<'c>(
+        &'c self,
+        outputs: &[Var<'c>],
+        inputs: &[Var<'c>],
+        tangents: &[Var<'c>],
+    ) -> Result<Vec<Var<'c>>, GradError> {
+        // The product with the transposed Jacobian is linear in the cotangent u, so its derivative in u along
+        // the tangents is the product with the Jacobian; the value of u does not matter and is dead code after.
+        let u: Vec<Var<'c>> = outputs.iter().map(|o| self.full(0.0, o.dtype(), &o.shape()).identity()).collect();
+        let transposed = self.vjp(outputs, &u, inputs)?;
+        self.vjp(&transposed, tangents, &u)
+    }
+}
+
+/// Nodes in execution order that lie between the wanted values and the outputs, each with the set of its
+/// operands through which gradient flows.
+fn path_nodes(cx: &Cx, wanted: &HashSet<ValueId>, outputs: &[Var<'_>]) -> Vec<(NodeId, Node, HashSet<ValueId>)> {
+    let graph = cx.graph();
+    let mut needed: HashSet<ValueId> = outputs.iter().map(|v| v.id()).collect();
+    let mut upstream = HashSet::new();
+    for id in graph.node_ids().into_iter().rev() {
+        let node = graph.node(id);
+        if node.outputs.iter().flatten().any(|o| needed.contains(o)) {
+            needed.extend(node.reads());
+            upstream.insert(id);
+        }
+    }
+    let mut active: HashSet<ValueId> = wanted.clone();
+    let mut path = vec![];
+    for (id, node) in graph.nodes() {
+        if !upstream.contains(&id) || node.is(LIMBECK, "StopGradient") {
+            continue;
+        }
+        let through: HashSet<ValueId> =
+            node.reads().into_iter().filter(|&v| active.contains(&v) && carries_gradient(&graph, node, v)).collect();
+        if !through.is_empty() {
+            active.extend(node.outputs.iter().flatten());
+            path.push((id, node.clone(), through));
+        }
+    }
+    path
+}
+
+/// Gradient flows along floats, and from DequantizeLinear straight through to the QuantizeLinear that it undoes.
+fn carries_gradient(graph: &Graph, node: &Node, value: ValueId) -> bool {
+    let quantised = || {
+        let producer = graph.producer(value).map(|id| graph.node(id));
+        node.is("", "DequantizeLinear") && producer.is_some_and(|p| p.is("", "QuantizeLinear"))
+    };
+    graph.ty(value).is_some_and(|t| t.dtype.is_float()) || quantised()
+}
+
+fn accumulate<'c>(grads: &mut HashMap<ValueId, Var<'c>>, id: ValueId, grad: Var<'c>) {
+    grads.entry(id).and_modify(|g| *g = *g + grad).or_insert(grad);
+}
+
+/// Sums a gradient over the axes along which the operand was broadcast.
+fn unbroadcast<'c>(grad: Var<'c>, shape: &[usize]) -> Var<'c> {
+    let have = grad.shape();
+    if have == shape {
+        return grad;
+    }
+    let extra = have.len().saturating_sub(shape.len());
+    let leading: Vec<i64> = (0..extra as i64).collect();
+    let stretched: Vec<i64> = (0..shape.len())
+        .filter(|&i| shape[i] == 1 && have.get(extra + i).is_some_and(|&n| n != 1))
+        .map(|i| (extra + i) as i64)
+        .collect();
+    let axes: Vec<i64> = leading.iter().chain(&stretched).copied().collect();
+    let summed = if axes.is_empty() { grad } else { grad.sum_keep(&axes) };
+    if summed.shape() == shape { summed } else { summed.reshape(shape) }
+}

@@ -1,0 +1,164 @@
+//! What the walk itself does: sums over uses, markers of gradient, zeros, refusals that name the node, Dropout.
+
+use limbeck_autodiff::{Differentiate, GradError, compose, dropout};
+use limbeck_graph::{Cx, Var};
+use limbeck_tensor::{DType, Tensor};
+use std::collections::{BTreeMap, HashMap};
+
+/// Values of the named outputs of a construction with `x` = [1, 2, 3] as input.
+fn at_123(build: impl for<'c> FnOnce(&'c Cx, Var<'c>) -> Vec<(&'static str, Var<'c>)>) -> BTreeMap<String, Vec<f64>> {
+    let cx = Cx::new("test", DType::F64);
+    let x = cx.input("x", DType::F64, &[3]);
+    let outputs = build(&cx, x);
+    for (name, v) in outputs {
+        cx.output(name, v);
+    }
+    let graph = cx.finish().unwrap();
+    let feeds = BTreeMap::from([("x".into(), Tensor::new([3], vec![1.0, 2.0, 3.0]).unwrap())]);
+    graph.evaluate(&feeds).unwrap().into_iter().map(|(k, t)| (k, t.to_f64_vec().unwrap())).collect()
+}
+
+#[test]
+fn uses_add_up_and_unreached_values_get_zeros() {
+    let values = at_123(|cx, x| {
+        let grads = cx.grad((x * x + x * 3.0).sum(&[]), &[x, cx.floats(&[2], &[1.0, 1.0])]).unwrap();
+        vec![("gx", grads[0]), ("other", grads[1])]
+    });
+    assert_eq!(values["gx"], [5.0, 7.0, 9.0]);
+    assert_eq!(values["other"], [0.0, 0.0]);
+}
+
+#[test]
+fn stop_gradient_is_a_constant() {
+    let values = at_123(|cx, x| vec![("g", cx.grad((x * x.stop_gradient()).sum(&[]), &[x]).unwrap()[0])]);
+    assert_eq!(values["g"], [1.0, 2.0, 3.0]);
+    let values = at_123(|cx, x| vec![("g", cx.grad(x.stop_gradient().square().sum(&[]), &[x]).unwrap()[0])]);
+    assert_eq!(values["g"], [0.0; 3]);
+}
+
+#[test]
+fn with_grad_gives_the_stated_gradient_and_keeps_the_value() {
+    let values = at_123(|cx, x| {
+        let marked = x.with_grad(cx.floats(&[3], &[10.0, 20.0, 30.0]));
+        vec![("value", marked), ("g", cx.grad((marked * 2.0).sum(&[]), &[x]).unwrap()[0])]
+    });
+    assert_eq!(values["value"], [1.0, 2.0, 3.0]);
+    assert_eq!(values["g"], [20.0, 40.0, 60.0]);
+}
+
+#[test]
+fn with_grad_does_not_differentiate_its_gradient() {
+    let values = at_123(|cx, x| {
+        let marked = cx.floats(&[3], &[1.0, 1.0, 1.0]).with_grad(x.square());
+        vec![("g", cx.grad(marked.sum(&[]), &[x]).unwrap()[0])]
+    });
+    assert_eq!(values["g"], [0.0; 3]);
+}
+
+#[test]
+fn comparisons_and_steps_give_no_gradient() {
+    let values = at_123(|cx, x| {
+        let steps = cx.op("Floor", &[x * 1.5], &[]) + x.greater(cx.scalar(1.5)).cast(DType::F64);
+        vec![("g", cx.grad((steps * x).sum(&[]), &[x]).unwrap()[0])]
+    });
+    assert_eq!(values["g"], [1.0, 4.0, 5.0]);
+}
+
+#[test]
+fn a_missing_rule_names_node_and_op() {
+    let cx = Cx::new("test", DType::F64);
+    let x = cx.input("x", DType::F64, &[1, 1, 4]);
+    cx.set_scope("tail/");
+    let y = cx.op("LpPool", &[x], &[("kernel_shape", vec![2i64].into())]);
+    let error = cx.grad(y.sum(&[]), &[x]).unwrap_err();
+    let GradError::NoRule { node, op, .. } = &error else { panic!("{error}") };
+    assert_eq!((node.as_str(), op.as_str()), (y.name().as_str(), "LpPool"));
+    assert!(error.to_string().contains("tail/lppool"), "{error}");
+}
+
+#[test]
+fn a_missing_rule_off_the_path_does_not_matter() {
+    let cx = Cx::new("test", DType::F64);
+    let x = cx.input("x", DType::F64, &[1, 1, 4]);
+    let w = cx.input("w", DType::F64, &[3]);
+    let y = cx.op("LpPool", &[x], &[("kernel_shape", vec![2i64].into())]);
+    assert!(cx.grad((y * w).sum(&[]), &[w]).is_ok());
+}
+
+#[test]
+fn a_rule_that_cannot_serve_an_attribute_says_so() {
+    let cx = Cx::new("test", DType::F64);
+    let x = cx.input("x", DType::F64, &[2, 2]);
+    let updates = cx.floats(&[1, 2], &[1.0, 2.0]);
+    let y = cx.op("ScatterND", &[x, cx.ints(&[0]).reshape(&[1, 1]), updates], &[("reduction", "max".into())]);
+    let error = cx.grad(y.sum(&[]), &[x]).unwrap_err().to_string();
+    assert!(error.contains("ScatterND") && error.contains("reduction 'max'"), "{error}");
+}
+
+#[test]
+fn only_float_scalars_are_losses() {
+    let cx = Cx::new("test", DType::F64);
+    let x = cx.input("x", DType::F64, &[3]);
+    assert!(matches!(cx.grad(x, &[x]), Err(GradError::NotScalar { .. })));
+    assert!(matches!(cx.grad(x.argmax(0), &[x]), Err(GradError::NotScalar { .. })));
+}
+
+#[test]
+fn shapes_that_are_not_known_are_named() {
+    let mut graph = limbeck_graph::Graph::new("open");
+    let ty = limbeck_graph::TensorType::with_dims(DType::F64, vec![limbeck_graph::Dim::Named("batch".into())]);
+    let x = graph.add_input("x", ty);
+    let cx = Cx::over(graph, DType::F64);
+    let error = cx.grad(cx.var(x).square().sum(&[]), &[cx.var(x)]).unwrap_err().to_string();
+    assert!(error.contains("batch"), "{error}");
+}
+
+#[test]
+fn max_pooling_nests() {
+    // y = max over pairs of x^2; sum of squares of the gradient is 4 * sum over maxima of x^2.
+    let values = at_123(|cx, x| {
+        let image = x.square().reshape(&[1, 1, 3]);
+        let pooled = cx.op("MaxPool", &[image], &[("kernel_shape", vec![2i64].into())]);
+        let first = cx.grad(pooled.sum(&[]), &[x]).unwrap()[0];
+        vec![("first", first), ("second", cx.grad(first.square().sum(&[]), &[x]).unwrap()[0])]
+    });
+    assert_eq!(values["first"], [0.0, 4.0, 6.0]);
+    assert_eq!(values["second"], [0.0, 16.0, 24.0]);
+}
+
+/// Dropout as exporters write it: ratio and `training_mode` as constants.
+fn dropout_layer(training: bool) -> limbeck_graph::Graph {
+    let cx = Cx::new("layer", DType::F64);
+    let x = cx.input("x", DType::F64, &[3]);
+    let flag = cx.constant(Tensor::bools([], &[training]).unwrap());
+    cx.output("y", cx.op("Dropout", &[x, cx.scalar(0.5), flag], &[]));
+    cx.finish().unwrap()
+}
+
+#[test]
+fn dropout_is_the_identity_in_inference_and_refused_in_training() {
+    let cx = Cx::new("test", DType::F64);
+    let x = cx.input("x", DType::F64, &[3]);
+    let gradient = |training: bool| {
+        let layer = dropout_layer(training);
+        let bind = HashMap::from([(layer.inputs[0], x)]);
+        let map = cx.inline_with(&layer, &bind, &mut compose).unwrap();
+        cx.grad(map[&layer.outputs[0]].sum(&[]), &[x]).map(|_| ()).map_err(|e| e.to_string())
+    };
+    assert_eq!(gradient(false), Ok(()));
+    let error = gradient(true).unwrap_err();
+    assert!(error.contains("Dropout") && error.contains("noise"), "{error}");
+}
+
+#[test]
+fn dropout_with_noise_keeps_and_scales() {
+    let values = at_123(|cx, x| {
+        let noise = cx.floats(&[3], &[0.1, 0.25, 0.9]);
+        let (y, mask) = dropout(x, noise, 0.25);
+        vec![("y", y), ("mask", mask), ("g", cx.grad(y.sum(&[]), &[x]).unwrap()[0])]
+    });
+    let keep = 1.0 / 0.75;
+    assert_eq!(values["y"], [0.0, 2.0 * keep, 3.0 * keep]);
+    assert_eq!(values["mask"], [0.0, 1.0, 1.0]);
+    assert_eq!(values["g"], [0.0, keep, keep]);
+}

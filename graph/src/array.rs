@@ -1,0 +1,110 @@
+//! Arrays of the reference evaluator: every float computed in f64 and rounded to its dtype after each node,
+//! every integer and bool in i64.
+
+use crate::OpError;
+use limbeck_tensor::{DType, Tensor};
+use ndarray::{ArrayD, IxDyn};
+
+/// A value during reference evaluation.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Array {
+    /// The dtype that the value has in the graph.
+    pub dtype: DType,
+    /// The elements.
+    pub data: ArrayData,
+}
+
+/// Elements of an [`Array`].
+#[derive(Debug, Clone, PartialEq)]
+pub enum ArrayData {
+    /// f16, bf16, f32 and f64 values.
+    Float(ArrayD<f64>),
+    /// Integers; bools as 0 and 1.
+    Int(ArrayD<i64>),
+}
+
+impl Array {
+    /// Floats of this dtype.
+    pub fn float(dtype: DType, data: ArrayD<f64>) -> Array {
+        Array { dtype, data: ArrayData::Float(data) }
+    }
+
+    /// Integers or bools of this dtype.
+    pub fn int(dtype: DType, data: ArrayD<i64>) -> Array {
+        Array { dtype, data: ArrayData::Int(data) }
+    }
+
+    /// Extents.
+    pub fn shape(&self) -> &[usize] {
+        match &self.data {
+            ArrayData::Float(a) => a.shape(),
+            ArrayData::Int(a) => a.shape(),
+        }
+    }
+
+    /// The floats, or an error.
+    pub fn f(&self) -> Result<&ArrayD<f64>, OpError> {
+        match &self.data {
+            ArrayData::Float(a) => Ok(a),
+            ArrayData::Int(_) => Err(OpError(format!("a float tensor is needed, this one is {}", self.dtype))),
+        }
+    }
+
+    /// The integers (or bools), or an error.
+    pub fn i(&self) -> Result<&ArrayD<i64>, OpError> {
+        match &self.data {
+            ArrayData::Int(a) => Ok(a),
+            ArrayData::Float(_) => Err(OpError(format!("an integer tensor is needed, this one is {}", self.dtype))),
+        }
+    }
+
+    /// Any numbers as f64.
+    pub fn to_f64(&self) -> ArrayD<f64> {
+        match &self.data {
+            ArrayData::Float(a) => a.clone(),
+            ArrayData::Int(a) => a.mapv(|x| x as f64),
+        }
+    }
+
+    /// Rounds floats to the dtype's precision and wraps integers into its range.
+    pub fn rounded(mut self) -> Array {
+        match (&mut self.data, self.dtype) {
+            (ArrayData::Float(a), DType::F32) => a.mapv_inplace(|x| f64::from(x as f32)),
+            (ArrayData::Float(a), DType::F16) => a.mapv_inplace(|x| half::f16::from_f64(x).to_f64()),
+            (ArrayData::Float(a), DType::BF16) => a.mapv_inplace(|x| half::bf16::from_f64(x).to_f64()),
+            (ArrayData::Int(a), DType::I8) => a.mapv_inplace(|x| i64::from(x as i8)),
+            (ArrayData::Int(a), DType::U8) => a.mapv_inplace(|x| i64::from(x as u8)),
+            (ArrayData::Int(a), DType::I16) => a.mapv_inplace(|x| i64::from(x as i16)),
+            (ArrayData::Int(a), DType::U16) => a.mapv_inplace(|x| i64::from(x as u16)),
+            (ArrayData::Int(a), DType::I32) => a.mapv_inplace(|x| i64::from(x as i32)),
+            (ArrayData::Int(a), DType::U32) => a.mapv_inplace(|x| i64::from(x as u32)),
+            _ => {}
+        }
+        self
+    }
+
+    /// From a tensor.
+    pub fn from_tensor(tensor: &Tensor) -> Result<Array, OpError> {
+        let shape = IxDyn(tensor.shape());
+        let dtype = tensor.dtype();
+        if dtype.is_float() {
+            Ok(Array::float(dtype, ArrayD::from_shape_vec(shape, tensor.to_f64_vec()?)?))
+        } else {
+            Ok(Array::int(dtype, ArrayD::from_shape_vec(shape, tensor.to_i64_vec()?)?))
+        }
+    }
+
+    /// To a tensor of the array's dtype.
+    pub fn to_tensor(&self) -> Result<Tensor, OpError> {
+        let shape = self.shape().to_vec();
+        match &self.data {
+            ArrayData::Float(a) => Ok(Tensor::from_f64(self.dtype, shape, &a.iter().copied().collect::<Vec<_>>())?),
+            ArrayData::Int(a) if self.dtype == DType::I64 => {
+                Ok(Tensor::new(shape, a.iter().copied().collect::<Vec<_>>())?)
+            }
+            ArrayData::Int(a) => {
+                Ok(Tensor::from_f64(self.dtype, shape, &a.iter().map(|&x| x as f64).collect::<Vec<_>>())?)
+            }
+        }
+    }
+}

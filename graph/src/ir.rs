@@ -1,0 +1,443 @@
+//! The graph: values, nodes, initializers, inputs and outputs. Ids stay valid while the graph is edited;
+//! removed nodes leave a hole.
+
+use crate::types::TensorType;
+use crate::{GraphError, Node};
+use bytes::Bytes;
+use indexmap::IndexMap;
+use limbeck_tensor::Tensor;
+use std::collections::{HashMap, HashSet};
+
+/// Names a value of one graph.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ValueId(pub(crate) u32);
+
+/// Names a node of one graph.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeId(pub(crate) u32);
+
+/// An edge of the graph.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Value {
+    /// ONNX name, unique in its graph.
+    pub name: String,
+    /// Tensor type, when declared or inferred. Sequences, optionals and maps have none.
+    pub ty: Option<TensorType>,
+    pub(crate) producer: Option<NodeId>,
+    /// The ValueInfoProto as read, kept for kinds of type that are not modelled.
+    pub(crate) raw: Option<Bytes>,
+}
+
+/// A stored constant: weight, buffer or literal.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Initializer {
+    /// The data, mapped when it came from a file.
+    pub tensor: Tensor,
+    /// The TensorProto (or SparseTensorProto) as read, while the tensor is untouched.
+    pub(crate) raw: Option<Bytes>,
+    /// True when `raw` is a SparseTensorProto.
+    pub(crate) sparse: bool,
+    /// The file that holds the data, when it is not the model file.
+    pub(crate) external: Option<External>,
+}
+
+impl Initializer {
+    pub(crate) fn new(tensor: Tensor) -> Initializer {
+        Initializer { tensor, raw: None, sparse: false, external: None }
+    }
+}
+
+/// A file of weights beside the model file.
+#[derive(Debug, Clone)]
+pub(crate) struct External {
+    /// Path relative to the model's folder.
+    pub(crate) location: String,
+    /// The whole file, mapped.
+    pub(crate) file: Bytes,
+}
+
+impl PartialEq for External {
+    fn eq(&self, other: &External) -> bool {
+        self.location == other.location && self.file.len() == other.file.len()
+    }
+}
+
+/// A value that a subgraph takes from the graph around it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Capture {
+    /// Value inside the subgraph.
+    pub inner: ValueId,
+    /// Value of the enclosing graph.
+    pub outer: ValueId,
+}
+
+/// What an ONNX model says besides its graph.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Meta {
+    /// IR version of the file.
+    pub ir_version: i64,
+    /// (domain, version); "" is ai.onnx.
+    pub opsets: Vec<(String, i64)>,
+    /// Key and value of `metadata_props`.
+    pub metadata: Vec<(String, String)>,
+    /// Name of the program that made the file.
+    pub producer: String,
+    /// Model-local functions, encoded FunctionProtos.
+    pub functions: Vec<Bytes>,
+    /// All other fields of the ModelProto, encoded.
+    pub(crate) rest: Bytes,
+}
+
+/// A model or a subgraph.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Graph {
+    /// Name of the graph.
+    pub name: String,
+    /// Inputs in order. An input may also be an initializer (a default).
+    pub inputs: Vec<ValueId>,
+    /// Outputs in order.
+    pub outputs: Vec<ValueId>,
+    /// Facts about the model.
+    pub meta: Meta,
+    /// For subgraphs: values of the enclosing graph that are used here.
+    pub captures: Vec<Capture>,
+    pub(crate) values: Vec<Value>,
+    pub(crate) nodes: Vec<Option<Node>>,
+    pub(crate) order: Vec<NodeId>,
+    pub(crate) initializers: IndexMap<ValueId, Initializer>,
+    pub(crate) by_name: HashMap<String, ValueId>,
+    /// GraphProto fields that are not modelled, encoded.
+    pub(crate) rest: Bytes,
+}
+
+/// Opset that the builder emits and that op specs describe.
+pub const OPSET: i64 = 20;
+/// ONNX IR version that the builder emits (with `overload` of functions).
+pub const IR_VERSION: i64 = 10;
+/// Domain of Limbeck's own ops.
+pub const LIMBECK: &str = "ai.limbeck";
+
+impl Graph {
+    /// An empty graph at opset [`OPSET`].
+    pub fn new(name: impl Into<String>) -> Graph {
+        Graph {
+            name: name.into(),
+            inputs: vec![],
+            outputs: vec![],
+            meta: Meta {
+                ir_version: IR_VERSION,
+                opsets: vec![(String::new(), OPSET)],
+                metadata: vec![],
+                producer: "limbeck".into(),
+                functions: vec![],
+                rest: Bytes::new(),
+            },
+            captures: vec![],
+            values: vec![],
+            nodes: vec![],
+            order: vec![],
+            initializers: IndexMap::new(),
+            by_name: HashMap::new(),
+            rest: Bytes::new(),
+        }
+    }
+
+    /// Version of an imported domain ("" is ai.onnx).
+    pub fn opset(&self, domain: &str) -> Option<i64> {
+        let alias = |d: &str| if d == "ai.onnx" { String::new() } else { d.to_owned() };
+        self.meta.opsets.iter().find(|(d, _)| alias(d) == alias(domain)).map(|(_, v)| *v)
+    }
+
+    /// The value with this id.
+    pub fn value(&self, id: ValueId) -> &Value {
+        &self.values[id.0 as usize]
+    }
+
+    /// Name of a value.
+    pub fn name_of(&self, id: ValueId) -> &str {
+        &self.value(id).name
+    }
+
+    /// Type of a value, when known.
+    pub fn ty(&self, id: ValueId) -> Option<&TensorType> {
+        self.value(id).ty.as_ref()
+    }
+
+    /// Declares or corrects the type of a value.
+    pub fn set_ty(&mut self, id: ValueId, ty: Option<TensorType>) {
+        let value = &mut self.values[id.0 as usize];
+        if value.ty != ty {
+            value.ty = ty;
+            value.raw = None;
+        }
+    }
+
+    /// Concrete shape of a value; an error names the value and what is unknown.
+    pub fn shape(&self, id: ValueId) -> Result<Vec<usize>, GraphError> {
+        let value = self.value(id);
+        value.ty.as_ref().and_then(TensorType::concrete).ok_or_else(|| GraphError::Value {
+            name: value.name.clone(),
+            reason: match &value.ty {
+                Some(t) => format!("its shape {t} is not fully known; fix the named dims first (--dim NAME=N)"),
+                None => "its type is unknown".into(),
+            },
+        })
+    }
+
+    /// All value ids.
+    pub fn value_ids(&self) -> impl ExactSizeIterator<Item = ValueId> + use<> {
+        (0..self.values.len() as u32).map(ValueId)
+    }
+
+    /// The value of this name.
+    pub fn find(&self, name: &str) -> Option<ValueId> {
+        self.by_name.get(name).copied()
+    }
+
+    /// As [`Graph::find`], with an error that lists what comes close.
+    pub fn require(&self, name: &str) -> Result<ValueId, GraphError> {
+        self.find(name).ok_or_else(|| {
+            let mut near: Vec<&str> =
+                self.by_name.keys().map(String::as_str).filter(|n| n.contains(name) || name.contains(*n)).collect();
+            near.sort_unstable();
+            near.truncate(5);
+            let hint = if near.is_empty() { String::new() } else { format!("; there are {}", near.join(", ")) };
+            GraphError::Value { name: name.into(), reason: format!("no such value in graph '{}'{hint}", self.name) }
+        })
+    }
+
+    /// Adds a value; a taken or empty name gets a suffix.
+    pub fn add_value(&mut self, name: impl Into<String>, ty: Option<TensorType>) -> ValueId {
+        let wanted = name.into();
+        let base = if wanted.is_empty() { "v".to_owned() } else { wanted };
+        let mut name = base.clone();
+        let mut n = self.values.len();
+        while self.by_name.contains_key(&name) {
+            name = format!("{base}.{n}");
+            n += 1;
+        }
+        let id = ValueId(self.values.len() as u32);
+        self.by_name.insert(name.clone(), id);
+        self.values.push(Value { name, ty, producer: None, raw: None });
+        id
+    }
+
+    /// Renames a value; the name must be free.
+    pub fn rename(&mut self, id: ValueId, name: &str) -> Result<(), GraphError> {
+        match self.by_name.get(name) {
+            Some(&other) if other == id => return Ok(()),
+            Some(_) => {
+                return Err(GraphError::Value { name: name.into(), reason: "name is already taken".into() });
+            }
+            None => {}
+        }
+        let old = std::mem::replace(&mut self.values[id.0 as usize].name, name.to_owned());
+        self.values[id.0 as usize].raw = None;
+        self.by_name.remove(&old);
+        self.by_name.insert(name.to_owned(), id);
+        // Encoded forms carry names.
+        if let Some(init) = self.initializers.get_mut(&id) {
+            *init = Initializer::new(init.tensor.clone());
+        }
+        for node in self.nodes.iter_mut().flatten() {
+            if node.raw.is_some() && node.touches(id) {
+                node.raw = None;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a graph input.
+    pub fn add_input(&mut self, name: impl Into<String>, ty: TensorType) -> ValueId {
+        let id = self.add_value(name, Some(ty));
+        self.inputs.push(id);
+        id
+    }
+
+    /// Adds a stored constant.
+    pub fn add_initializer(&mut self, name: impl Into<String>, tensor: Tensor) -> ValueId {
+        let id = self.add_value(name, Some(TensorType::of(&tensor)));
+        self.initializers.insert(id, Initializer::new(tensor));
+        id
+    }
+
+    /// Stores `tensor` as the constant `id`, replacing the former one.
+    pub fn set_initializer(&mut self, id: ValueId, tensor: Tensor) {
+        self.set_ty(id, Some(TensorType::of(&tensor)));
+        self.initializers.insert(id, Initializer::new(tensor));
+    }
+
+    /// The stored constant of a value.
+    pub fn initializer(&self, id: ValueId) -> Option<&Tensor> {
+        self.initializers.get(&id).map(|i| &i.tensor)
+    }
+
+    /// Stored constants in file order.
+    pub fn initializers(&self) -> impl Iterator<Item = (ValueId, &Tensor)> {
+        self.initializers.iter().map(|(id, i)| (*id, &i.tensor))
+    }
+
+    /// Forgets a stored constant (the value stays).
+    pub fn remove_initializer(&mut self, id: ValueId) -> Option<Tensor> {
+        self.initializers.shift_remove(&id).map(|i| i.tensor)
+    }
+
+    /// The constant behind a value: an initializer, or the output of a Constant node holding a tensor.
+    pub fn constant(&self, id: ValueId) -> Option<Tensor> {
+        if let Some(t) = self.initializer(id) {
+            return Some(t.clone());
+        }
+        let node = self.node(self.producer(id)?);
+        (node.is("", "Constant")).then(|| node.constant_value()).flatten()
+    }
+
+    /// Node that computes a value.
+    pub fn producer(&self, id: ValueId) -> Option<NodeId> {
+        self.value(id).producer
+    }
+
+    /// The node with this id, which must not have been removed.
+    pub fn node(&self, id: NodeId) -> &Node {
+        self.nodes[id.0 as usize].as_ref().expect("node ids held by callers are live")
+    }
+
+    /// A node to change; from then on it is written anew instead of verbatim.
+    pub fn node_mut(&mut self, id: NodeId) -> &mut Node {
+        let node = self.nodes[id.0 as usize].as_mut().expect("node ids held by callers are live");
+        node.raw = None;
+        node
+    }
+
+    /// Node ids in execution order.
+    pub fn node_ids(&self) -> Vec<NodeId> {
+        self.order.clone()
+    }
+
+    /// Nodes in execution order.
+    pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &Node)> {
+        self.order.iter().map(|&id| (id, self.node(id)))
+    }
+
+    /// Number of nodes.
+    pub fn node_count(&self) -> usize {
+        self.order.len()
+    }
+
+    /// Appends a node; its outputs must be values without a producer.
+    pub fn add_node(&mut self, node: Node) -> NodeId {
+        let id = self.push_node(node);
+        self.order.push(id);
+        id
+    }
+
+    /// Inserts a node into the order just before `before`.
+    pub fn insert_node_before(&mut self, before: NodeId, node: Node) -> NodeId {
+        let id = self.push_node(node);
+        let at = self.order.iter().position(|&n| n == before).unwrap_or(self.order.len());
+        self.order.insert(at, id);
+        id
+    }
+
+    fn push_node(&mut self, node: Node) -> NodeId {
+        let id = NodeId(self.nodes.len() as u32);
+        for output in node.outputs.iter().flatten() {
+            self.values[output.0 as usize].producer = Some(id);
+        }
+        self.nodes.push(Some(node));
+        id
+    }
+
+    /// Removes a node; its outputs lose their producer.
+    pub fn remove_node(&mut self, id: NodeId) {
+        if let Some(node) = self.nodes[id.0 as usize].take() {
+            for output in node.outputs.iter().flatten() {
+                let producer = &mut self.values[output.0 as usize].producer;
+                if *producer == Some(id) {
+                    *producer = None;
+                }
+            }
+            self.order.retain(|&n| n != id);
+        }
+    }
+
+    /// Replaces the order of the nodes (a permutation of all of them).
+    pub(crate) fn set_order(&mut self, order: Vec<NodeId>) {
+        self.order = order;
+    }
+
+    /// Nodes that read each value, subgraph captures included.
+    pub fn consumers(&self) -> HashMap<ValueId, Vec<NodeId>> {
+        let mut map: HashMap<ValueId, Vec<NodeId>> = HashMap::new();
+        for (id, node) in self.nodes() {
+            for value in node.reads() {
+                let list = map.entry(value).or_default();
+                if list.last() != Some(&id) {
+                    list.push(id);
+                }
+            }
+        }
+        map
+    }
+
+    /// Makes every reader of `from` (nodes, subgraphs and graph outputs) read `to`.
+    /// Graph outputs keep their names when both values can be renamed.
+    pub fn replace_uses(&mut self, from: ValueId, to: ValueId) {
+        for node in self.nodes.iter_mut().flatten() {
+            node.replace_input(from, to);
+        }
+        if self.outputs.contains(&from) {
+            for output in &mut self.outputs {
+                if *output == from {
+                    *output = to;
+                }
+            }
+            let is_fixed = self.inputs.contains(&to) || self.outputs.iter().filter(|&&o| o == to).count() > 1;
+            if !is_fixed {
+                let name = self.name_of(from).to_owned();
+                let spare = format!("{name}.replaced");
+                let free = self.by_name.contains_key(&spare).then(|| format!("{spare}.{}", self.values.len()));
+                let renamed =
+                    self.rename(from, free.as_deref().unwrap_or(&spare)).and_then(|()| self.rename(to, &name));
+                debug_assert!(renamed.is_ok(), "the spare name is free");
+            }
+        }
+    }
+
+    /// Removes nodes and constants that no output depends on. Returns how many nodes went.
+    pub fn remove_dead(&mut self) -> usize {
+        let mut live: HashSet<ValueId> = self.outputs.iter().copied().collect();
+        let mut dead = vec![];
+        for &id in self.order.iter().rev() {
+            let node = self.node(id);
+            if node.outputs.iter().flatten().any(|o| live.contains(o)) {
+                live.extend(node.reads());
+            } else {
+                dead.push(id);
+            }
+        }
+        for id in &dead {
+            self.nodes[id.0 as usize] = None;
+        }
+        let gone: HashSet<NodeId> = dead.iter().copied().collect();
+        self.order.retain(|n| !gone.contains(n));
+        for value in &mut self.values {
+            if value.producer.is_some_and(|p| gone.contains(&p)) {
+                value.producer = None;
+            }
+        }
+        let inputs: HashSet<ValueId> = self.inputs.iter().copied().collect();
+        self.initializers.retain(|id, _| live.contains(id) || inputs.contains(id));
+        dead.len()
+    }
+
+    /// Value of a metadata key.
+    pub fn metadata(&self, key: &str) -> Option<&str> {
+        self.meta.metadata.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str())
+    }
+
+    /// Sets a metadata key.
+    pub fn set_metadata(&mut self, key: &str, value: impl Into<String>) {
+        self.meta.metadata.retain(|(k, _)| k != key);
+        self.meta.metadata.push((key.into(), value.into()));
+    }
+}

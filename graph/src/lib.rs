@@ -1,0 +1,27 @@
+//! The graph: values, nodes, op specs with shape inference and a reference evaluator, a builder, a verifier,
+//! and the ONNX codec. The only representation of a model in Limbeck.
+#![forbid(unsafe_code)]
+
+mod array;
+mod builder;
+mod canonical;
+mod error;
+mod evaluate;
+mod fold;
+mod infer;
+mod ir;
+mod lower;
+mod node;
+mod onnx;
+pub mod ops;
+mod types;
+mod verify;
+
+pub use array::{Array, ArrayData};
+pub use builder::{Cx, Rewrite, Var};
+pub use error::{GraphError, OpError};
+pub use infer::infer_node;
+pub use ir::{Capture, Graph, IR_VERSION, Initializer, LIMBECK, Meta, NodeId, OPSET, Value, ValueId};
+pub use lower::{FUSED_OPS, Form};
+pub use node::{Attr, Node};
+pub use types::{Dim, TensorType};

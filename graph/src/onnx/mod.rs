@@ -1,0 +1,45 @@
+//! The ONNX codec. Reading maps the file and splits it without copying; nodes and weights that nobody touches
+//! are written back verbatim, straight from the mapping; what is not modelled is carried along.
+
+mod proto;
+mod read;
+mod tensor;
+mod wire;
+mod write;
+
+use crate::{Graph, GraphError};
+use bytes::Bytes;
+use std::path::Path;
+
+impl Graph {
+    /// Reads a model. The file stays mapped as long as the graph or any of its tensors lives, so it must not be
+    /// rewritten in place (replacing it by rename, as [`Graph::write`] does, is fine). External data must lie in
+    /// the model's folder. Errors name the file and the node or tensor at fault.
+    pub fn read(path: impl AsRef<Path>) -> Result<Graph, GraphError> {
+        let path = path.as_ref();
+        let bytes = limbeck_tensor::map_file(path)?;
+        let folder = match path.parent() {
+            Some(p) if !p.as_os_str().is_empty() => p,
+            _ => Path::new("."),
+        };
+        read::model(&bytes, &path.display().to_string(), Some(folder))
+    }
+
+    /// Decodes a model that is in memory. `folder` is where external data may lie; without it external data
+    /// is refused.
+    pub fn from_bytes(bytes: Bytes, folder: Option<&Path>) -> Result<Graph, GraphError> {
+        read::model(&bytes, "model bytes", folder)
+    }
+
+    /// Writes the model, replacing `path` atomically. External files that untouched initializers refer to are
+    /// written beside it under the same relative names; one that exists there with other content is an error.
+    /// `StopGradient` and `WithGrad` are written as `Identity`.
+    pub fn write(&self, path: impl AsRef<Path>) -> Result<(), GraphError> {
+        write::to_file(self, path.as_ref())
+    }
+
+    /// The encoded model, external data embedded, of less than 2 GiB.
+    pub fn to_bytes(&self) -> Result<Bytes, GraphError> {
+        write::to_bytes(self)
+    }
+}

@@ -1,0 +1,432 @@
+//! ONNX bytes to [`Graph`]. The input is not trusted: every length, index, name and path is checked, nesting is
+//! bounded, and nothing is allocated that the file does not pay for with bytes of its own.
+
+use super::proto::{AttributeProto, OperatorSetIdProto, StringStringEntryProto, ValueInfoProto, attribute_type};
+use super::tensor::{self, TensorProto};
+use super::wire::{self, Field};
+use crate::ir::{External, Initializer};
+use crate::{Attr, Capture, Dim, Graph, GraphError, Meta, Node, TensorType, ValueId};
+use bytes::{Bytes, BytesMut};
+use limbeck_tensor::{DType, TensorError};
+use prost::Message as _;
+use std::collections::{HashMap, HashSet};
+use std::path::{Component, Path};
+
+/// Deepest nesting of subgraphs.
+const MAX_DEPTH: usize = 32;
+/// Bytes that all sparse initializers of a file together may take when made dense.
+const MAX_DENSE: usize = 1 << 28;
+
+/// Decodes a model; `file` is what errors call it.
+pub(super) fn model(bytes: &Bytes, file: &str, folder: Option<&Path>) -> Result<Graph, GraphError> {
+    let mut reader =
+        Reader { folder, external: HashMap::new(), external_uses: 0, meta: Graph::new("").meta, dense: MAX_DENSE };
+    let graph = reader.model(bytes).map_err(|reason| GraphError::Format { file: file.into(), reason })?;
+    graph.verify().map_err(|e| GraphError::Format { file: file.into(), reason: e.to_string() })?;
+    Ok(graph)
+}
+
+/// State of one reading.
+struct Reader<'a> {
+    folder: Option<&'a Path>,
+    /// External files mapped so far.
+    external: HashMap<String, Bytes>,
+    /// How many tensors took their data from external files.
+    external_uses: usize,
+    /// Facts that subgraphs share with the model.
+    meta: Meta,
+    /// Bytes that may still be spent on sparse tensors.
+    dense: usize,
+}
+
+/// A graph being read, and which of its values something provides.
+struct Scope {
+    graph: Graph,
+    provided: HashSet<ValueId>,
+    nested: bool,
+}
+
+impl Scope {
+    fn value(&mut self, name: &str) -> ValueId {
+        self.graph.find(name).unwrap_or_else(|| self.graph.add_value(name, None))
+    }
+
+    /// The value that `reader` means by `name`; in a subgraph, what the subgraph lacks is a capture.
+    fn resolve(&mut self, name: &str, reader: impl FnOnce() -> String) -> Result<ValueId, String> {
+        let known = self.graph.find(name).filter(|id| self.provided.contains(id));
+        if let Some(id) = known {
+            return Ok(id);
+        }
+        if !self.nested {
+            return Err(format!("{} reads '{name}', which nothing provides", reader()));
+        }
+        let inner = self.value(name);
+        self.provided.insert(inner);
+        // The enclosing graph fills in `outer` once it knows its own values.
+        self.graph.captures.push(Capture { inner, outer: inner });
+        Ok(inner)
+    }
+}
+
+/// A node whose names are not resolved yet.
+struct RawNode {
+    node: Node,
+    inputs: Vec<String>,
+    attributes: Vec<Bytes>,
+}
+
+impl Reader<'_> {
+    fn model(&mut self, bytes: &Bytes) -> Result<Graph, String> {
+        let mut meta = Meta { ir_version: 0, opsets: vec![], producer: String::new(), ..self.meta.clone() };
+        let (mut graph, mut rest) = (None, Rest::default());
+        for field in wire::fields(bytes) {
+            let field = field.map_err(|e| format!("is damaged or not an ONNX model: {e}"))?;
+            match field.number {
+                1 => meta.ir_version = field.int()?,
+                2 => meta.producer = field.text()?,
+                7 if graph.is_some() => return Err("holds two graphs".into()),
+                7 => graph = Some(field.bytes()?),
+                8 => {
+                    let id = OperatorSetIdProto::decode(field.bytes()?).map_err(|e| format!("opset import: {e}"))?;
+                    meta.opsets.push((id.domain, id.version));
+                }
+                14 => {
+                    let entry = StringStringEntryProto::decode(field.bytes()?).map_err(|e| format!("metadata: {e}"))?;
+                    meta.metadata.push((entry.key, entry.value));
+                }
+                25 => meta.functions.push(field.bytes()?),
+                _ => rest.keep(field),
+            }
+        }
+        meta.rest = rest.finish();
+        let graph = graph.ok_or("holds no graph; it is truncated or not an ONNX model")?;
+        self.meta.opsets.clone_from(&meta.opsets);
+        self.meta.ir_version = meta.ir_version;
+        let mut graph = self.graph(&graph, 0)?;
+        graph.meta = meta;
+        Ok(graph)
+    }
+
+    fn graph(&mut self, bytes: &Bytes, depth: usize) -> Result<Graph, String> {
+        if depth > MAX_DEPTH {
+            return Err(format!("subgraphs are nested more than {MAX_DEPTH} deep"));
+        }
+        let mut graph = Graph::new("");
+        graph.meta = self.meta.clone();
+        let mut scope = Scope { graph, provided: HashSet::new(), nested: depth > 0 };
+        let mut rest = Rest::default();
+        let (mut nodes, mut weights, mut inputs, mut outputs, mut infos) = (vec![], vec![], vec![], vec![], vec![]);
+        for field in wire::fields(bytes) {
+            let field = field.map_err(|e| format!("graph: {e}"))?;
+            match field.number {
+                1 => nodes.push(field.bytes()?),
+                2 => scope.graph.name = field.text()?,
+                5 | 15 => weights.push((field.number == 15, field.bytes()?)),
+                11 => inputs.push(field.bytes()?),
+                12 => outputs.push(field.bytes()?),
+                13 => infos.push(field.bytes()?),
+                _ => rest.keep(field),
+            }
+        }
+        scope.graph.rest = rest.finish();
+        for raw in inputs {
+            let id = declare(&mut scope, raw, "input")?;
+            if !scope.provided.insert(id) {
+                return Err(format!("input '{}' is listed twice", scope.graph.name_of(id)));
+            }
+            scope.graph.inputs.push(id);
+        }
+        for (sparse, raw) in weights {
+            self.initializer(&mut scope, raw, sparse)?;
+        }
+        for raw in infos {
+            declare(&mut scope, raw, "value")?;
+        }
+        let nodes = nodes.into_iter().map(|raw| raw_node(&mut scope, raw)).collect::<Result<Vec<_>, _>>()?;
+        let outputs =
+            outputs.into_iter().map(|raw| declare(&mut scope, raw, "output")).collect::<Result<Vec<_>, _>>()?;
+        for raw in nodes {
+            self.node(&mut scope, raw, depth)?;
+        }
+        for id in outputs {
+            let name = scope.graph.name_of(id).to_owned();
+            let id = scope.resolve(&name, || "the graph's output list".into())?;
+            scope.graph.outputs.push(id);
+        }
+        let mut graph = scope.graph;
+        if !in_order(&graph) {
+            graph.sort().map_err(|e| e.to_string())?;
+        }
+        Ok(graph)
+    }
+
+    fn initializer(&mut self, scope: &mut Scope, raw: Bytes, sparse: bool) -> Result<(), String> {
+        let (name, mut init) = if sparse {
+            let (name, tensor) = tensor::densify(&raw, self.dense)?;
+            self.dense -= tensor.byte_len();
+            (name, Initializer::new(tensor))
+        } else {
+            let t = TensorProto::decode(&raw).map_err(|e| format!("initializer: {e}"))?;
+            (t.name.clone(), self.tensor(t)?)
+        };
+        if name.is_empty() {
+            return Err("an initializer has no name".into());
+        }
+        init.sparse = sparse;
+        init.raw = Some(raw);
+        let id = scope.value(&name);
+        if scope.graph.initializers.contains_key(&id) {
+            return Err(format!("two initializers are called '{name}'"));
+        }
+        scope.provided.insert(id);
+        if scope.graph.ty(id).is_none() {
+            scope.graph.set_ty(id, Some(TensorType::of(&init.tensor)));
+        }
+        scope.graph.initializers.insert(id, init);
+        Ok(())
+    }
+
+    fn tensor(&mut self, t: TensorProto) -> Result<Initializer, String> {
+        let name = t.name.clone();
+        let fail = |e: String| format!("tensor '{name}': {e}");
+        let external = match t.external().map_err(fail)? {
+            None => None,
+            Some(at) => {
+                self.external_uses += 1;
+                Some(External { file: self.map_external(&at.location).map_err(fail)?, location: at.location })
+            }
+        };
+        let tensor = t.tensor(external.as_ref().map(|e| &e.file)).map_err(fail)?;
+        Ok(Initializer { external, ..Initializer::new(tensor) })
+    }
+
+    fn map_external(&mut self, location: &str) -> Result<Bytes, String> {
+        if let Some(file) = self.external.get(location) {
+            return Ok(file.clone());
+        }
+        let folder = self.folder.ok_or_else(|| {
+            format!("its data lies in the file '{location}', but the model was given as bytes without a folder")
+        })?;
+        let path = Path::new(location);
+        let plain = path.components().all(|c| matches!(c, Component::Normal(_)));
+        if location.is_empty() || location.contains('\\') || !plain {
+            return Err(format!("external data location '{location}' leaves the model's folder"));
+        }
+        let io = |e: std::io::Error| format!("external data '{location}': {e}");
+        let path = folder.join(path).canonicalize().map_err(io)?;
+        if !path.starts_with(folder.canonicalize().map_err(io)?) {
+            return Err(format!("external data location '{location}' is a link out of the model's folder"));
+        }
+        if !path.metadata().map_err(io)?.is_file() {
+            return Err(format!("external data '{location}' is not a file"));
+        }
+        let file = limbeck_tensor::map_file(&path).map_err(|e: TensorError| e.to_string())?;
+        self.external.insert(location.to_owned(), file.clone());
+        Ok(file)
+    }
+
+    fn node(&mut self, scope: &mut Scope, raw: RawNode, depth: usize) -> Result<(), String> {
+        let RawNode { mut node, inputs, attributes } = raw;
+        let graph = &scope.graph;
+        let first = node.outputs.iter().flatten().next().map_or("", |&o| graph.name_of(o));
+        let label = format!("node '{}' ({})", if node.name.is_empty() { first } else { &node.name }, node.full_op());
+        for name in &inputs {
+            let id = if name.is_empty() { None } else { Some(scope.resolve(name, || label.clone())?) };
+            node.inputs.push(id);
+        }
+        let uses = self.external_uses;
+        for raw in attributes {
+            let (name, attr) = self
+                .attribute(scope, raw, &label, depth)
+                .map_err(|e| if depth == 0 { format!("{label}: {e}") } else { e })?;
+            if node.attrs.contains_key(&name) {
+                return Err(format!("{label}: attribute '{name}' is given twice"));
+            }
+            node.attrs.insert(name, attr);
+        }
+        if self.external_uses > uses {
+            // External data inside attributes is tracked by the decoded form only.
+            node.raw = None;
+        }
+        scope.graph.add_node(node);
+        Ok(())
+    }
+
+    fn attribute(
+        &mut self,
+        scope: &mut Scope,
+        raw: Bytes,
+        label: &str,
+        depth: usize,
+    ) -> Result<(String, Attr), String> {
+        let a = AttributeProto::decode(raw.clone()).map_err(|e| format!("attribute: {e}"))?;
+        let name = a.name.clone();
+        if name.is_empty() {
+            return Err("an attribute has no name".into());
+        }
+        if !a.ref_attr_name.is_empty() {
+            return Ok((name, Attr::Raw(raw)));
+        }
+        let attr = match kind_of(&a) {
+            attribute_type::FLOAT => Attr::Float(a.f.unwrap_or_default()),
+            attribute_type::INT => Attr::Int(a.i.unwrap_or_default()),
+            attribute_type::STRING => Attr::Str(a.s.unwrap_or_default()),
+            attribute_type::FLOATS => Attr::Floats(a.floats),
+            attribute_type::INTS => Attr::Ints(a.ints),
+            attribute_type::STRINGS => Attr::Strs(a.strings),
+            attribute_type::TENSOR => {
+                let t =
+                    TensorProto::decode(&a.t.unwrap_or_default()).map_err(|e| format!("attribute '{name}': {e}"))?;
+                if t.dtype().is_none() {
+                    return Ok((name, Attr::Raw(raw)));
+                }
+                Attr::Tensor(self.tensor(t).map_err(|e| format!("attribute '{name}': {e}"))?.tensor)
+            }
+            attribute_type::GRAPH => {
+                let g = a.g.ok_or_else(|| format!("attribute '{name}' lacks its graph"))?;
+                Attr::Graph(Box::new(self.subgraph(scope, &g, &name, label, depth)?))
+            }
+            attribute_type::GRAPHS => {
+                let graphs = a.graphs.iter().map(|g| self.subgraph(scope, g, &name, label, depth));
+                Attr::Graphs(graphs.collect::<Result<_, _>>()?)
+            }
+            _ => Attr::Raw(raw),
+        };
+        Ok((name, attr))
+    }
+
+    /// A subgraph, its captures resolved against `scope`.
+    fn subgraph(
+        &mut self,
+        scope: &mut Scope,
+        bytes: &Bytes,
+        attribute: &str,
+        label: &str,
+        depth: usize,
+    ) -> Result<Graph, String> {
+        let mut sub = self.graph(bytes, depth + 1).map_err(|e| format!("subgraph '{attribute}': {e}"))?;
+        for i in 0..sub.captures.len() {
+            let inner = sub.captures[i].inner;
+            let name = sub.name_of(inner).to_owned();
+            let outer = scope.resolve(&name, || format!("{label}, in its subgraph '{attribute}',"))?;
+            sub.captures[i].outer = outer;
+            if sub.ty(inner).is_none() {
+                sub.set_ty(inner, scope.graph.ty(outer).cloned());
+            }
+        }
+        Ok(sub)
+    }
+}
+
+/// The attribute's type; files before IR version 2 leave it to the field that is set.
+fn kind_of(a: &AttributeProto) -> i32 {
+    use attribute_type::*;
+    let present = [
+        (a.f.is_some(), FLOAT),
+        (a.i.is_some(), INT),
+        (a.s.is_some(), STRING),
+        (a.t.is_some(), TENSOR),
+        (a.g.is_some(), GRAPH),
+        (!a.floats.is_empty(), FLOATS),
+        (!a.ints.is_empty(), INTS),
+        (!a.strings.is_empty(), STRINGS),
+        (!a.graphs.is_empty(), GRAPHS),
+    ];
+    if a.kind != 0 { a.kind } else { present.iter().find(|(set, _)| *set).map_or(0, |(_, kind)| *kind) }
+}
+
+/// Reads a ValueInfoProto; the declaration that comes first counts, an output's over one in the list of values.
+fn declare(scope: &mut Scope, raw: Bytes, what: &str) -> Result<ValueId, String> {
+    let info = ValueInfoProto::decode(raw.clone()).map_err(|e| format!("{what}: {e}"))?;
+    if info.name.is_empty() {
+        return Err(format!("an {what} of the graph has no name"));
+    }
+    let id = scope.value(&info.name);
+    let value = &mut scope.graph.values[id.0 as usize];
+    if value.raw.is_none() || (what == "output" && !scope.graph.inputs.contains(&id)) {
+        let declared = info.ty.and_then(|t| t.tensor).and_then(|t| {
+            let dtype = DType::from_onnx(t.elem_type)?;
+            let dims = t.shape.map(|s| s.dim.into_iter().map(|d| dim(d.value, d.param)).collect());
+            Some(TensorType { dtype, dims })
+        });
+        value.ty = declared.or(value.ty.take());
+        value.raw = Some(raw);
+    }
+    Ok(id)
+}
+
+fn dim(value: Option<i64>, param: Option<String>) -> Dim {
+    match (value, param) {
+        (Some(n), _) => usize::try_from(n).map_or(Dim::Unknown, Dim::Known),
+        (None, Some(name)) if !name.is_empty() => Dim::Named(name.into()),
+        _ => Dim::Unknown,
+    }
+}
+
+/// Scans a NodeProto and claims its outputs.
+fn raw_node(scope: &mut Scope, raw: Bytes) -> Result<RawNode, String> {
+    let mut node = Node::default();
+    let (mut inputs, mut attributes, mut rest) = (vec![], vec![], Rest::default());
+    let mut outputs = vec![];
+    for field in wire::fields(&raw) {
+        let field = field.map_err(|e| format!("node '{}': {e}", node.name))?;
+        match field.number {
+            1 => inputs.push(field.text()?),
+            2 => outputs.push(field.text()?),
+            3 => node.name = field.text()?,
+            4 => node.op = field.text()?,
+            5 => attributes.push(field.bytes()?),
+            7 => node.domain = field.text()?,
+            8 => node.overload = field.text()?,
+            _ => rest.keep(field),
+        }
+    }
+    if node.op.is_empty() {
+        return Err(format!("node '{}' has no operator", node.name));
+    }
+    for name in outputs {
+        let id = (!name.is_empty()).then(|| scope.value(&name));
+        if id.is_some_and(|id| !scope.provided.insert(id)) {
+            return Err(format!(
+                "node '{}' ({}) assigns '{name}', which has a value already",
+                node.name,
+                node.full_op()
+            ));
+        }
+        node.outputs.push(id);
+    }
+    node.rest = rest.finish();
+    node.raw = Some(raw);
+    Ok(RawNode { node, inputs, attributes })
+}
+
+/// True when every operand comes before its readers.
+fn in_order(graph: &Graph) -> bool {
+    let mut later: HashSet<ValueId> = graph.nodes().flat_map(|(_, n)| n.outputs.iter().flatten().copied()).collect();
+    graph.nodes().all(|(_, node)| {
+        let ready = node.reads().iter().all(|v| !later.contains(v));
+        node.outputs.iter().flatten().for_each(|o| {
+            later.remove(o);
+        });
+        ready
+    })
+}
+
+/// Collects fields that are carried verbatim.
+#[derive(Default)]
+struct Rest(Vec<Bytes>);
+
+impl Rest {
+    fn keep(&mut self, field: Field) {
+        self.0.push(field.raw);
+    }
+
+    fn finish(mut self) -> Bytes {
+        if self.0.len() == 1 {
+            return self.0.remove(0);
+        }
+        let mut all = BytesMut::with_capacity(self.0.iter().map(Bytes::len).sum());
+        self.0.iter().for_each(|b| all.extend_from_slice(b));
+        all.freeze()
+    }
+}

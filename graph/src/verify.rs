@@ -1,0 +1,85 @@
+//! The rules that every graph keeps, checked after every pass.
+
+use crate::{Graph, GraphError, ValueId};
+use std::collections::HashSet;
+
+impl Graph {
+    /// Checks single assignment, execution order, live producers, unique names and existing outputs, subgraphs
+    /// included. The error names the rule and what breaks it.
+    pub fn verify(&self) -> Result<(), GraphError> {
+        let invalid = |reason: String| GraphError::Invalid { graph: self.name.clone(), reason };
+        let mut ready: HashSet<ValueId> = self.inputs.iter().copied().collect();
+        if ready.len() != self.inputs.len() {
+            return Err(invalid("an input is listed twice".into()));
+        }
+        ready.extend(self.initializers.keys().copied());
+        ready.extend(self.captures.iter().map(|c| c.inner));
+        for (id, node) in self.nodes() {
+            for read in node.reads() {
+                if !ready.contains(&read) {
+                    return Err(invalid(format!(
+                        "node '{}' ({}) reads '{}', which nothing before it provides",
+                        self.label(id),
+                        node.full_op(),
+                        self.name_of(read)
+                    )));
+                }
+            }
+            for &output in node.outputs.iter().flatten() {
+                if self.producer(output) != Some(id) || !ready.insert(output) {
+                    return Err(invalid(format!("value '{}' is assigned twice", self.name_of(output))));
+                }
+            }
+            for sub in node.subgraphs() {
+                sub.verify()?;
+            }
+        }
+        for &output in &self.outputs {
+            if !ready.contains(&output) {
+                return Err(invalid(format!("output '{}' is never computed", self.name_of(output))));
+            }
+        }
+        for id in self.value_ids() {
+            if self.find(self.name_of(id)) != Some(id) {
+                return Err(invalid(format!("two values are called '{}'", self.name_of(id))));
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the nodes into an order in which every operand comes before its readers. A cycle is an error.
+    pub fn sort(&mut self) -> Result<(), GraphError> {
+        let mut ready: HashSet<ValueId> = self.inputs.iter().copied().collect();
+        ready.extend(self.initializers.keys().copied());
+        ready.extend(self.captures.iter().map(|c| c.inner));
+        let consumers = self.consumers();
+        let mut missing = std::collections::HashMap::new();
+        let mut queue = std::collections::VecDeque::new();
+        for (id, node) in self.nodes() {
+            let open: HashSet<ValueId> = node.reads().into_iter().filter(|v| !ready.contains(v)).collect();
+            if open.is_empty() {
+                queue.push_back(id);
+            }
+            missing.insert(id, open);
+        }
+        let mut order = Vec::with_capacity(self.node_count());
+        while let Some(id) = queue.pop_front() {
+            order.push(id);
+            for output in self.node(id).outputs.iter().flatten() {
+                for &reader in consumers.get(output).into_iter().flatten() {
+                    let Some(open) = missing.get_mut(&reader) else { continue };
+                    if open.remove(output) && open.is_empty() {
+                        queue.push_back(reader);
+                    }
+                }
+            }
+        }
+        if order.len() != self.node_count() {
+            let stuck = self.nodes().find(|(id, _)| !order.contains(id)).map(|(id, _)| self.label(id));
+            let reason = format!("node '{}' is part of a cycle or reads a missing value", stuck.unwrap_or_default());
+            return Err(GraphError::Invalid { graph: self.name.clone(), reason });
+        }
+        self.set_order(order);
+        Ok(())
+    }
+}

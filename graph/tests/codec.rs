@@ -1,0 +1,329 @@
+//! The ONNX codec on files made by the `onnx` package (`models/make.py`): untouched files come back byte for
+//! byte, rewritten ones mean the same, damaged ones are refused.
+
+use bytes::Bytes;
+use limbeck_graph::{Attr, Graph, GraphError, Node};
+use limbeck_tensor::{DType, Tensor};
+use proptest::prelude::*;
+use std::path::{Path, PathBuf};
+
+const MODELS: &[&str] =
+    &["mlp", "branches", "loop", "function", "dtypes", "sparse", "old", "unknown_fields", "external", "shuffled"];
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models")
+}
+
+fn path(name: &str) -> PathBuf {
+    folder().join(format!("{name}.onnx"))
+}
+
+fn read(name: &str) -> Graph {
+    Graph::read(path(name)).unwrap()
+}
+
+/// The graph as text by names, without encoded forms and ids.
+fn describe(graph: &Graph, text: &mut String) {
+    use std::fmt::Write;
+    let names =
+        |ids: &[Option<_>]| ids.iter().map(|i| i.map_or("-", |i| graph.name_of(i))).collect::<Vec<_>>().join(",");
+    writeln!(text, "{} {:?} {:?}", graph.name, graph.meta.opsets, graph.meta.metadata).unwrap();
+    for &id in graph.inputs.iter().chain(&graph.outputs) {
+        writeln!(text, "{} {:?}", graph.name_of(id), graph.ty(id)).unwrap();
+    }
+    for (id, tensor) in graph.initializers() {
+        writeln!(text, "{} {tensor:?}", graph.name_of(id)).unwrap();
+    }
+    for (_, node) in graph.nodes() {
+        writeln!(text, "{} {}: {} -> {}", node.name, node.full_op(), names(&node.inputs), names(&node.outputs))
+            .unwrap();
+        for (name, attr) in &node.attrs {
+            match attr {
+                Attr::Graph(g) => describe(g, text),
+                other => writeln!(text, "  {name} {other:?}").unwrap(),
+            }
+        }
+    }
+}
+
+fn described(graph: &Graph) -> String {
+    let mut text = String::new();
+    describe(graph, &mut text);
+    text
+}
+
+fn touch(graph: &mut Graph) {
+    for id in graph.node_ids() {
+        for attr in graph.node_mut(id).attrs.values_mut() {
+            if let Attr::Graph(g) = attr {
+                touch(g);
+            }
+        }
+    }
+}
+
+#[test]
+fn untouched_files_come_back_byte_for_byte() {
+    let out = tempfile::tempdir().unwrap();
+    for name in MODELS.iter().filter(|n| **n != "shuffled") {
+        let target = out.path().join("model.onnx");
+        read(name).write(&target).unwrap();
+        assert_eq!(std::fs::read(path(name)).unwrap(), std::fs::read(target).unwrap(), "{name}");
+    }
+    let data = |folder: &Path| std::fs::read(folder.join("data/external.bin")).unwrap();
+    assert_eq!(data(out.path()), data(&folder()));
+}
+
+#[test]
+fn rewritten_nodes_mean_the_same() {
+    for name in MODELS {
+        let mut graph = read(name);
+        let before = described(&graph);
+        touch(&mut graph);
+        graph.verify().unwrap();
+        let bytes = graph.to_bytes().unwrap();
+        assert_eq!(described(&Graph::from_bytes(bytes, None).unwrap()), before, "{name}");
+    }
+}
+
+#[test]
+fn fields_that_nobody_knows_survive_a_rewrite() {
+    let mut graph = read("unknown_fields");
+    touch(&mut graph);
+    let bytes = graph.to_bytes().unwrap();
+    let found = bytes.windows(8).filter(|w| w == b"\xa2\x3e\x05hello").count();
+    assert_eq!(found, 3, "in the model, the graph and a node");
+    assert!(bytes.windows(11).any(|w| w == b"first layer"));
+}
+
+#[test]
+fn nodes_are_put_in_order() {
+    let graph = read("shuffled");
+    assert_eq!(graph.nodes().map(|(_, n)| n.name.as_str()).collect::<Vec<_>>(), ["fc1", "act", "fc2"]);
+}
+
+#[test]
+fn every_storage_form_is_read() {
+    let g = read("dtypes");
+    let t = |name: &str| g.initializer(g.find(name).unwrap()).unwrap().clone();
+    assert_eq!(t("f32_data").to_vec::<f32>().unwrap(), [1.5, -2.0]);
+    assert_eq!(t("f64_data").to_vec::<f64>().unwrap(), [1e300, -2.0]);
+    assert_eq!(t("i8_data").to_vec::<i8>().unwrap(), [-1, 127, -128]);
+    assert_eq!(t("u8_data").to_vec::<u8>().unwrap(), [0, 255]);
+    assert_eq!(t("i16_data").to_vec::<i16>().unwrap(), [-300, 300]);
+    assert_eq!(t("i32_data").to_vec::<i32>().unwrap(), [-70000, 70000]);
+    assert_eq!(t("i64_data").to_vec::<i64>().unwrap(), [-(1 << 62), 5]);
+    assert_eq!(t("u32_data").to_vec::<u32>().unwrap(), [0, u32::MAX]);
+    assert_eq!(t("u64_data").to_vec::<u64>().unwrap(), [1, 1 << 63]);
+    assert_eq!(t("bool_data").to_vec::<u8>().unwrap(), [1, 0, 1]);
+    assert_eq!(t("f16_data").to_f64_vec().unwrap(), [1.0, -2.5, 65504.0]);
+    assert_eq!(t("f16_data"), t("f16_raw"));
+    assert_eq!(t("bf16_data").to_f64_vec().unwrap(), [1.5]);
+    assert_eq!(t("i4_data"), t("i4_raw"));
+    assert_eq!((t("i4_raw").dtype(), t("i4_raw").bytes()), (DType::I4, Bytes::from_static(b"\x7f\x08")));
+    assert_eq!((t("f8_raw").dtype(), t("f8_raw").len()), (DType::F8E4M3FN, 2));
+    assert_eq!(t("c64_data").bytes().len(), 8);
+    assert_eq!(t("words").as_strings().unwrap(), [Bytes::from("lim"), Bytes::from("béck")]);
+    assert_eq!((t("empty").shape().to_vec(), t("scalar").to_vec::<f32>().unwrap()), (vec![0, 3], vec![2.5]));
+}
+
+#[test]
+fn sparse_weights_are_made_dense() {
+    let g = read("sparse");
+    for (name, expected) in [("s1", [1., 0., 0., 2., 0., 0., 3., 0.]), ("s2", [0., 1., 0., 0., 2., 0., 0., 3.])] {
+        assert_eq!(g.initializer(g.find(name).unwrap()).unwrap().to_vec::<f32>().unwrap(), expected);
+    }
+}
+
+#[test]
+fn subgraphs_capture_by_id_and_follow_renames() {
+    let mut g = read("branches");
+    let (_, node) = g.nodes().next().unwrap();
+    let captured: Vec<&str> = node.reads().into_iter().map(|id| g.name_of(id)).collect();
+    for name in ["flag", "x", "scale"] {
+        assert!(captured.contains(&name), "{captured:?}");
+    }
+    g.rename(g.find("x").unwrap(), "pixels").unwrap();
+    g.rename(g.find("flag").unwrap(), "switch").unwrap();
+    g.rename(g.find("scale").unwrap(), "gain").unwrap();
+    let back = Graph::from_bytes(g.to_bytes().unwrap(), None).unwrap();
+    let (_, node) = back.nodes().next().unwrap();
+    let captured: Vec<&str> = node.reads().into_iter().map(|id| back.name_of(id)).collect();
+    assert!(["switch", "pixels", "gain"].iter().all(|n| captured.contains(n)), "{captured:?}");
+    assert_eq!(back.nodes().count(), 1);
+    // A name that a subgraph uses itself cannot be given to what it captures.
+    g.rename(g.find("pixels").unwrap(), "moved").unwrap();
+    assert!(g.to_bytes().unwrap_err().to_string().contains("moved"));
+}
+
+#[test]
+fn changed_weights_are_written_and_others_stay() {
+    let mut g = read("mlp");
+    let b1 = g.find("b1").unwrap();
+    let w1 = g.initializer(g.find("w1").unwrap()).unwrap().clone();
+    g.set_initializer(b1, Tensor::new([5], vec![9f32; 5]).unwrap());
+    let back = Graph::from_bytes(g.to_bytes().unwrap(), None).unwrap();
+    assert_eq!(back.initializer(back.find("b1").unwrap()).unwrap().to_vec::<f32>().unwrap(), [9.0; 5]);
+    assert_eq!(back.initializer(back.find("w1").unwrap()).unwrap(), &w1);
+    assert_eq!(back.metadata("licence"), Some("CC0"));
+}
+
+#[test]
+fn gradient_primitives_become_identity() {
+    let mut g = read("mlp");
+    let (y, a) = (g.find("y").unwrap(), g.find("a").unwrap());
+    let ty = g.ty(a).cloned();
+    let (dead, stopped) = (g.add_value("dead", ty.clone()), g.add_value("stopped", ty));
+    let last = g.producer(y).unwrap();
+    g.insert_node_before(last, Node::new("Neg", &[a], &[dead]));
+    g.insert_node_before(last, Node::new("WithGrad", &[a, dead], &[stopped]).in_domain("ai.limbeck"));
+    g.node_mut(last).replace_input(a, stopped);
+    let back = Graph::from_bytes(g.to_bytes().unwrap(), None).unwrap();
+    let ops: Vec<String> = back.nodes().map(|(_, n)| n.full_op()).collect();
+    assert_eq!(ops, ["Gemm", "Relu", "Identity", "Gemm"]);
+    assert_eq!(back.opset("ai.limbeck"), None);
+    assert_eq!(g.node_count(), 5, "the graph itself stays as it is");
+}
+
+#[test]
+fn external_data_is_embedded_in_bytes_and_kept_in_its_folder() {
+    let source = folder();
+    let raw = Bytes::from(std::fs::read(path("external")).unwrap());
+    let without = Graph::from_bytes(raw.clone(), None).unwrap_err().to_string();
+    assert!(without.contains("'w'") && without.contains("data/external.bin"), "{without}");
+    let g = Graph::from_bytes(raw, Some(&source)).unwrap();
+    let embedded = Graph::from_bytes(g.to_bytes().unwrap(), None).unwrap();
+    let w = |g: &Graph| g.initializer(g.find("w").unwrap()).unwrap().clone();
+    assert_eq!(w(&g), w(&embedded));
+    // Other content under the same name is never overwritten.
+    let out = tempfile::tempdir().unwrap();
+    std::fs::create_dir(out.path().join("data")).unwrap();
+    std::fs::write(out.path().join("data/external.bin"), b"precious").unwrap();
+    let refused = g.write(out.path().join("m.onnx")).unwrap_err().to_string();
+    assert!(refused.contains("external.bin"), "{refused}");
+    assert!(!out.path().join("m.onnx").exists());
+    assert_eq!(std::fs::read(out.path().join("data/external.bin")).unwrap(), b"precious");
+}
+
+/// `external.onnx` with its location replaced by another of the same length.
+fn relocated(location: &str) -> Bytes {
+    let mut raw = std::fs::read(path("external")).unwrap();
+    let old = b"data/external.bin";
+    assert_eq!(location.len(), old.len());
+    while let Some(at) = raw.windows(old.len()).position(|w| w == old) {
+        raw[at..at + old.len()].copy_from_slice(location.as_bytes());
+    }
+    Bytes::from(raw)
+}
+
+#[test]
+fn external_data_cannot_leave_the_folder() {
+    let out = tempfile::tempdir().unwrap();
+    let inside = out.path().join("model");
+    std::fs::create_dir(&inside).unwrap();
+    std::fs::write(out.path().join("secret.bin"), vec![0u8; 4096]).unwrap();
+    std::fs::write(inside.join("short.binxxxxxxxx"), vec![0u8; 100]).unwrap();
+    #[cfg(unix)]
+    std::os::unix::fs::symlink(out.path().join("secret.bin"), inside.join("link.binxxxxxxxxx")).unwrap();
+    for (location, why) in [
+        (".././/.secret.bin", "leaves"),
+        ("..///./secret.bin", "leaves"),
+        ("/etc/../etc/hosts", "leaves"),
+        ("missing.binxxxxxx", "missing.bin"),
+        ("short.binxxxxxxxx", "lies outside"),
+        #[cfg(unix)]
+        ("link.binxxxxxxxxx", "link out of"),
+    ] {
+        let error = Graph::from_bytes(relocated(location), Some(&inside)).unwrap_err().to_string();
+        assert!(error.contains(why), "{location}: {error}");
+    }
+}
+
+#[test]
+fn errors_name_file_node_and_tensor() {
+    let bad = tempfile::tempdir().unwrap();
+    let file = bad.path().join("torn.onnx");
+    let whole = std::fs::read(path("mlp")).unwrap();
+    std::fs::write(&file, &whole[..200]).unwrap();
+    let error = Graph::read(&file).unwrap_err();
+    assert!(matches!(error, GraphError::Format { .. }));
+    assert!(error.to_string().contains("torn.onnx"), "{error}");
+    std::fs::write(&file, b"").unwrap();
+    assert!(Graph::read(&file).unwrap_err().to_string().contains("not an ONNX model"));
+    // Renaming an operand in place leaves a dangling reference; a longer dim makes the data too short.
+    let replace = |from: &[u8], to: &[u8]| {
+        let mut raw = whole.clone();
+        let at = raw.windows(from.len()).position(|w| w == from).unwrap();
+        raw[at..at + to.len()].copy_from_slice(to);
+        Graph::from_bytes(raw.into(), None).unwrap_err().to_string()
+    };
+    let dangling = replace(b"\x0a\x01a\x0a\x02w2", b"\x0a\x01q\x0a\x02w2");
+    assert!(dangling.contains("'fc2' (Gemm) reads 'q'"), "{dangling}");
+    let short = replace(b"\x08\x05\x08\x04\x10\x01", b"\x08\x05\x08\x07\x10\x01");
+    assert!(short.contains("tensor 'w1'") && short.contains("[5, 7]"), "{short}");
+    let twice = replace(b"\x12\x01a\x1a\x03act", b"\x12\x01h\x1a\x03act");
+    assert!(twice.contains("'act' (Relu) assigns 'h'"), "{twice}");
+}
+
+#[test]
+fn deep_nesting_and_huge_shapes_are_refused() {
+    // A message nested in itself: graph > node > attribute > graph > ...
+    let wrap = |number: u8, content: &[u8]| {
+        let mut out = vec![number << 3 | 2];
+        let mut n = content.len();
+        while n > 127 {
+            out.push((n & 127) as u8 | 128);
+            n >>= 7;
+        }
+        out.push(n as u8);
+        out.extend_from_slice(content);
+        out
+    };
+    let mut graph = wrap(2, b"g");
+    for _ in 0..2000 {
+        let attribute = [wrap(1, b"body"), wrap(6, &graph), vec![0xa0, 1, 5]].concat();
+        graph = wrap(1, &[wrap(4, b"Loop"), wrap(5, &attribute)].concat());
+    }
+    let error = Graph::from_bytes(wrap(7, &graph).into(), None).unwrap_err().to_string();
+    assert!(error.contains("nested"), "{error}");
+    // 2^40 floats, no data.
+    let dims = [0x08, 0x80, 0x80, 0x80, 0x80, 0x80, 0x20];
+    let tensor = [&dims[..], &[0x10, 1], &wrap(8, b"big")].concat();
+    let error = Graph::from_bytes(wrap(7, &wrap(5, &tensor)).into(), None).unwrap_err().to_string();
+    assert!(error.contains("'big'"), "{error}");
+    let values = [&[0x08, 1, 0x10, 1][..], &wrap(8, b"big"), &wrap(9, &[0; 4])].concat();
+    let indices = [&[0x08, 1, 0x10, 7][..], &wrap(9, &[0; 8])].concat();
+    let sparse = [&wrap(1, &values)[..], &wrap(2, &indices), &[0x18], &dims[1..]].concat();
+    let error = Graph::from_bytes(wrap(7, &wrap(15, &sparse)).into(), None).unwrap_err().to_string();
+    assert!(error.contains("'big'") && error.contains("too large"), "{error}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases.max(2000)))]
+
+    /// Whatever a damaged file gives, it is no panic; what still reads can be written and read again.
+    #[test]
+    fn damaged_files_never_panic(
+        model in 0..MODELS.len(),
+        cut in 0.0..1.0f64,
+        flips in prop::collection::vec((0.0..1.0f64, 0..8u8), 0..6),
+    ) {
+        let mut raw = std::fs::read(path(MODELS[model])).unwrap();
+        for (at, bit) in flips {
+            let at = (raw.len() as f64 * at) as usize;
+            raw[at] ^= 1 << bit;
+        }
+        if cut < 0.5 {
+            raw.truncate((raw.len() as f64 * cut * 2.0) as usize);
+        }
+        let written = Graph::from_bytes(raw.into(), Some(&folder())).and_then(|graph| graph.to_bytes());
+        if let Ok(bytes) = written {
+            prop_assert!(Graph::from_bytes(bytes, None).is_ok());
+        }
+    }
+
+    #[test]
+    fn random_bytes_never_panic(raw in prop::collection::vec(any::<u8>(), 0..300)) {
+        let _ = Graph::from_bytes(raw.into(), None);
+    }
+}

@@ -1,0 +1,278 @@
+//! Every operator of the table against other implementations: inference and evaluation of the single nodes in
+//! `tests/golden/ops_eval/cases_*.json`, which `make_*.py` beside them wrote with ONNX Runtime and the ONNX
+//! reference evaluator.
+
+use limbeck_graph::{Attr, Dim, Graph, Node, TensorType, ValueId, infer_node, ops};
+use limbeck_tensor::{DType, Tensor};
+use serde_json::Value as Json;
+use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+
+/// A node with its operands and the results to expect.
+struct Case {
+    label: String,
+    node: Node,
+    inputs: Vec<Option<Tensor>>,
+    outputs: Vec<Option<Tensor>>,
+}
+
+fn folder() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/ops_eval")
+}
+
+fn list(json: &Json) -> &[Json] {
+    json.as_array().map_or(&[], Vec::as_slice)
+}
+
+/// A number; JSON has no NaN and infinities, so those are text.
+fn number(json: &Json) -> f64 {
+    json.as_f64().unwrap_or_else(|| json.as_str().expect("number or its name").parse().expect("a number's name"))
+}
+
+fn tensor(json: &Json) -> Tensor {
+    let name = json["dtype"].as_str().expect("dtype");
+    let dtype = (1..=26).filter_map(DType::from_onnx).find(|d| d.name() == name).expect("known dtype");
+    let shape: Vec<usize> = list(&json["shape"]).iter().map(|n| n.as_u64().expect("extent") as usize).collect();
+    let data = list(&json["data"]);
+    if dtype == DType::I64 {
+        return Tensor::new(shape, data.iter().map(|v| v.as_i64().expect("integer")).collect()).expect("tensor");
+    }
+    Tensor::from_f64(dtype, shape, &data.iter().map(number).collect::<Vec<_>>()).expect("tensor")
+}
+
+fn attr(json: &Json) -> Attr {
+    match json {
+        Json::Number(n) if n.is_i64() => Attr::Int(n.as_i64().expect("integer")),
+        Json::Number(_) => Attr::Float(number(json) as f32),
+        Json::String(s) => s.as_str().into(),
+        Json::Array(v) if v.iter().all(Json::is_i64) => {
+            Attr::Ints(v.iter().map(|x| x.as_i64().expect("integer")).collect())
+        }
+        Json::Array(v) if v.iter().all(Json::is_string) => {
+            Attr::Strs(v.iter().map(|x| x.as_str().expect("text").to_owned().into()).collect())
+        }
+        Json::Array(v) => Attr::Floats(v.iter().map(|x| number(x) as f32).collect()),
+        _ => Attr::Tensor(tensor(json)),
+    }
+}
+
+fn optional(json: &Json) -> Option<Tensor> {
+    (!json.is_null()).then(|| tensor(json))
+}
+
+fn cases() -> Vec<Case> {
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(folder()).expect("folder").map(|e| e.expect("entry").path()).collect();
+    files.retain(|f| f.file_name().is_some_and(|n| n.to_string_lossy().starts_with("cases_")));
+    files.sort();
+    let mut all = vec![];
+    for file in files {
+        let json: Json = serde_json::from_slice(&std::fs::read(&file).expect("file")).expect("JSON");
+        for (i, case) in list(&json).iter().enumerate() {
+            let op = case["op"].as_str().expect("op");
+            let mut node = Node::new(op, &[], &[]).in_domain(case["domain"].as_str().unwrap_or_default());
+            for (name, value) in case["attrs"].as_object().expect("attrs") {
+                node.attrs.insert(name.clone(), attr(value));
+            }
+            let name = file.file_name().unwrap_or_default().to_string_lossy();
+            all.push(Case {
+                label: format!("{name} line {}, {op} {}", i + 2, case["attrs"]),
+                node,
+                inputs: list(&case["inputs"]).iter().map(optional).collect(),
+                outputs: list(&case["outputs"]).iter().map(optional).collect(),
+            });
+        }
+    }
+    all
+}
+
+impl Case {
+    /// The node in a graph of its own, operands added by `add`; outputs are `y0`, `y1`, ...
+    fn graph(&self, inputs: &[Option<Tensor>], add: impl Fn(&mut Graph, String, &Tensor) -> ValueId) -> (Graph, Node) {
+        let mut graph = Graph::new("case");
+        let mut node = self.node.clone();
+        for (i, input) in inputs.iter().enumerate() {
+            node.inputs.push(input.as_ref().map(|t| add(&mut graph, format!("x{i}"), t)));
+        }
+        for (i, output) in self.outputs.iter().enumerate() {
+            node.outputs.push(output.as_ref().map(|_| graph.add_value(format!("y{i}"), None)));
+        }
+        graph.outputs = node.outputs.iter().flatten().copied().collect();
+        graph.add_node(node.clone());
+        (graph, node)
+    }
+
+    fn with_constants(&self, inputs: &[Option<Tensor>]) -> (Graph, Node) {
+        self.graph(inputs, |graph, name, t| graph.add_initializer(name, t.clone()))
+    }
+}
+
+/// Relative and absolute tolerance: the last digits of narrow floats; for f32 the oracles' own rounding.
+fn tolerance(dtype: DType) -> (f64, f64) {
+    match dtype {
+        DType::F64 => (1e-12, 1e-13),
+        DType::F32 => (1e-5, 1e-6),
+        DType::F16 => (1e-3, 1e-6),
+        DType::BF16 => (8e-3, 1e-6),
+        _ => (0.0, 0.0),
+    }
+}
+
+fn difference(got: &Tensor, want: &Tensor) -> Option<String> {
+    if got.dtype() != want.dtype() || got.shape() != want.shape() {
+        return Some(format!("{} instead of {}", TensorType::of(got), TensorType::of(want)));
+    }
+    let (relative, absolute) = tolerance(want.dtype());
+    let (got, want) = (got.to_f64_vec().expect("numbers"), want.to_f64_vec().expect("numbers"));
+    let close = |a: f64, b: f64| a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= absolute + relative * b.abs();
+    let at = got.iter().zip(&want).position(|(a, b)| !close(*a, *b))?;
+    Some(format!("element {at} is {} instead of {}", got[at], want[at]))
+}
+
+/// What inference is told of the extents of operand `i`.
+type Vagueness = fn(usize, &Tensor) -> Option<Vec<Dim>>;
+
+fn report(failures: Vec<String>) {
+    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+}
+
+#[test]
+fn evaluation_equals_the_oracle() {
+    let mut failures = vec![];
+    for case in cases() {
+        let (graph, _) = case.with_constants(&case.inputs);
+        match graph.evaluate(&BTreeMap::new()) {
+            Err(e) => failures.push(format!("{}: {e}", case.label)),
+            Ok(got) => {
+                for (i, want) in case.outputs.iter().enumerate() {
+                    let Some(want) = want else { continue };
+                    if let Some(d) = difference(&got[&format!("y{i}")], want) {
+                        failures.push(format!("{}: output {i}: {d}", case.label));
+                    }
+                }
+            }
+        }
+    }
+    report(failures);
+}
+
+#[test]
+fn inference_equals_the_oracle() {
+    let mut failures = vec![];
+    for case in cases() {
+        let (graph, node) = case.with_constants(&case.inputs);
+        match infer_node(&graph, &node, "case") {
+            Err(e) => failures.push(format!("{}: {e}", case.label)),
+            Ok(types) => {
+                for (i, want) in case.outputs.iter().enumerate() {
+                    let Some(mut want) = want.as_ref().map(TensorType::of) else { continue };
+                    // How many elements are not zero is not inferred.
+                    if case.node.op == "NonZero" {
+                        want.dims.iter_mut().for_each(|dims| dims[1] = Dim::Unknown);
+                    }
+                    if types.get(i) != Some(&want) {
+                        failures.push(format!("{}: output {i} is {:?} instead of {want}", case.label, types.get(i)));
+                    }
+                }
+            }
+        }
+    }
+    report(failures);
+}
+
+/// With operands that are not constants and whose extents are named, unknown, or not even counted, inference must
+/// still succeed and may leave out but never contradict.
+#[test]
+fn inference_of_vague_types_does_not_contradict() {
+    let vague: [Vagueness; 4] = [
+        |_, t| TensorType::of(t).dims,
+        |i, t| Some((0..t.shape().len()).map(|d| Dim::from(format!("x{i}d{d}").as_str())).collect()),
+        |_, t| Some(vec![Dim::Unknown; t.shape().len()]),
+        |_, _| None,
+    ];
+    let mut failures = vec![];
+    for case in cases() {
+        for (variant, dims) in vague.iter().enumerate() {
+            let mut graph = Graph::new("case");
+            let mut node = case.node.clone();
+            for (i, input) in case.inputs.iter().enumerate() {
+                let ty = |t: &Tensor| TensorType { dtype: t.dtype(), dims: dims(i, t) };
+                node.inputs.push(input.as_ref().map(|t| graph.add_input(format!("x{i}"), ty(t))));
+            }
+            for output in &case.outputs {
+                node.outputs.push(output.as_ref().map(|_| graph.add_value("y", None)));
+            }
+            match infer_node(&graph, &node, "case") {
+                Err(e) => failures.push(format!("{} (variant {variant}): {e}", case.label)),
+                Ok(types) => {
+                    for (ty, want) in types.iter().zip(&case.outputs) {
+                        let Some(want) = want else { continue };
+                        let fits = ty.dtype == want.dtype()
+                            && ty.dims.as_ref().is_none_or(|dims| {
+                                dims.len() == want.shape().len()
+                                    && dims.iter().zip(want.shape()).all(|(d, &n)| d.known().is_none_or(|k| k == n))
+                            });
+                        if !fits {
+                            let want = TensorType::of(want);
+                            failures.push(format!("{} (variant {variant}): {ty} contradicts {want}", case.label));
+                        }
+                    }
+                }
+            }
+        }
+    }
+    report(failures);
+}
+
+/// Operands of another dtype, rank, extent or none at all must never panic.
+#[test]
+fn wrong_operands_give_errors_not_panics() {
+    let wrong = [
+        None,
+        Some(Tensor::bools([], &[true]).expect("tensor")),
+        Some(Tensor::new([2], vec![0i64, -3]).expect("tensor")),
+        Some(Tensor::new([1, 1], vec![i64::MIN]).expect("tensor")),
+        Some(Tensor::new([0], Vec::<f32>::new()).expect("tensor")),
+        Some(Tensor::new([], vec![f32::NAN]).expect("tensor")),
+        Some(Tensor::new([1, 2, 3, 1], vec![-1.5f32; 6]).expect("tensor")),
+        Some(Tensor::new([1, 1, 1, 1, 1, 2], vec![7u8; 2]).expect("tensor")),
+    ];
+    let mut failures = BTreeSet::new();
+    for case in cases() {
+        for i in 0..case.inputs.len() {
+            for replacement in &wrong {
+                let mut inputs = case.inputs.clone();
+                inputs[i] = replacement.clone();
+                let (graph, node) = case.with_constants(&inputs);
+                let run = || (infer_node(&graph, &node, "case").is_ok(), graph.evaluate(&BTreeMap::new()).is_ok());
+                if catch_unwind(AssertUnwindSafe(run)).is_err() {
+                    let shown = replacement.as_ref().map_or("nothing".into(), |t| TensorType::of(t).to_string());
+                    failures.insert(format!("{}: panics with {shown} as input {i}", case.label));
+                }
+            }
+        }
+    }
+    report(failures.into_iter().collect());
+}
+
+#[test]
+fn every_operator_has_a_case() {
+    let covered: BTreeSet<(String, String)> = cases().into_iter().map(|c| (c.node.domain, c.node.op)).collect();
+    let has = |o: &&ops::OpSpec| covered.contains(&(o.domain.to_owned(), o.name.to_owned()));
+    report(ops::all().filter(|o| !has(o)).map(|o| format!("{} has no case", o.name)).collect());
+}
+
+#[test]
+fn integer_division_by_zero_is_an_error() {
+    for op in ["Div", "Mod"] {
+        let mut graph = Graph::new("zero");
+        let a = graph.add_initializer("a", Tensor::scalar(7i64));
+        let b = graph.add_initializer("b", Tensor::scalar(0i64));
+        let y = graph.add_value("y", None);
+        graph.add_node(Node::new(op, &[a, b], &[y]));
+        graph.outputs.push(y);
+        let error = graph.evaluate(&BTreeMap::new()).expect_err("no quotient").to_string();
+        assert!(error.contains("division by zero"), "{error}");
+    }
+}

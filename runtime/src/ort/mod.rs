@@ -1,0 +1,132 @@
+//! The ONNX Runtime engine, through a shared library that the user brings.
+
+#[allow(unsafe_code)]
+mod ffi;
+mod probe;
+mod program;
+
+use crate::{
+    RuntimeError,
+    engine::{CompileOptions, Device, Engine, EngineInfo, Model, Program, guarded},
+    store::StateStore,
+};
+use ort::{
+    environment::Environment,
+    ep::{CUDA, ExecutionProviderDispatch, TensorRT},
+    logging::LogLevel,
+    session::{Session, builder::GraphOptimizationLevel},
+};
+use std::{
+    fmt::Display,
+    path::PathBuf,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+};
+
+pub(crate) const NAME: &str = "ort";
+
+struct Ort {
+    environment: Environment,
+    library: PathBuf,
+    version: String,
+}
+
+/// The engine, started on the first call that finds a library; a later call may succeed where one failed.
+///
+/// # Errors
+/// [`RuntimeError::Library`], or what ONNX Runtime says when it does not start.
+pub(crate) fn engine() -> Result<&'static dyn Engine, RuntimeError> {
+    static ENGINE: OnceLock<Ort> = OnceLock::new();
+    static STARTING: Mutex<()> = Mutex::new(());
+    // One environment a process: two threads must not start it together.
+    let _one = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+    if ENGINE.get().is_none() {
+        let (library, version) = probe::find()?;
+        let environment = guarded(NAME, "start ONNX Runtime", || {
+            let builder = ort::init_from(&library).map_err(|e| failed("load its library", e))?;
+            let builder = builder.with_name("limbeck").with_telemetry(false).with_logger(Arc::new(log));
+            builder.build().map_err(|e| failed("start ONNX Runtime", e))
+        })?;
+        // Without this the library formats every verbose line only for the logger to drop it.
+        environment.set_log_level(LogLevel::Warning);
+        let _ = ENGINE.set(Ort { environment, library, version });
+    }
+    match ENGINE.get() {
+        Some(engine) => Ok(engine),
+        None => Err(failed("start ONNX Runtime", "it is not there after it was started")),
+    }
+}
+
+/// The library's own lines. Errors also come back as results, so they are no more than a hint here.
+fn log(level: LogLevel, category: &str, _id: &str, place: &str, message: &str) {
+    match level {
+        LogLevel::Fatal => tracing::error!(category, place, "{message}"),
+        LogLevel::Error | LogLevel::Warning => tracing::debug!(category, place, "{message}"),
+        LogLevel::Info | LogLevel::Verbose => tracing::trace!(category, place, "{message}"),
+    }
+}
+
+impl Engine for Ort {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn describe(&self) -> EngineInfo {
+        EngineInfo {
+            name: NAME,
+            version: self.version.clone(),
+            library: Some(self.library.clone()),
+            providers: ffi::available_providers(),
+        }
+    }
+
+    fn compile(&self, model: &Model, options: &CompileOptions) -> Result<Box<dyn Program>, RuntimeError> {
+        guarded(NAME, "compile the model", || {
+            let session = self.session(model, options).map_err(|e| failed("load the model", e))?;
+            Ok(Box::new(program::OrtProgram::new(session, &model.state, options.device)?) as Box<dyn Program>)
+        })
+    }
+
+    fn new_store(&self) -> StateStore {
+        StateStore::new(NAME, ffi::upload)
+    }
+}
+
+impl Ort {
+    fn session(&self, model: &Model, options: &CompileOptions) -> ort::Result<Session> {
+        // Without a folder the library would look for external data in the working directory.
+        let folder = model.folder.clone().unwrap_or_else(|| PathBuf::from("(the model has no folder)"));
+        let mut builder = Session::builder(&self.environment)?
+            .with_log_level(LogLevel::Warning)?
+            .with_optimization_level(GraphOptimizationLevel::All)?
+            .with_intra_threads(options.thread_count())?
+            .with_inter_threads(1)?
+            .with_intra_op_spinning(options.spin)?
+            .with_inter_op_spinning(false)?
+            .with_deterministic_compute(true)?
+            .with_config_entry("session.model_external_initializers_file_folder_path", folder.to_string_lossy())?
+            .with_execution_providers(providers(options))?;
+        builder.commit_from_memory(&model.bytes)
+    }
+}
+
+/// The providers to register, each of them required.
+fn providers(options: &CompileOptions) -> Vec<ExecutionProviderDispatch> {
+    let cuda = |device| CUDA::default().with_device_id(device).build().error_on_failure();
+    match options.device {
+        Device::Cpu => vec![],
+        Device::Cuda(device) => vec![cuda(device)],
+        Device::TensorRt(device) => {
+            let mut tensorrt = TensorRT::default().with_device_id(device).with_fp16(options.half);
+            if let Some(folder) = &options.cache {
+                let folder = folder.to_string_lossy();
+                tensorrt = tensorrt.with_engine_cache(true).with_engine_cache_path(&folder);
+                tensorrt = tensorrt.with_timing_cache(true).with_timing_cache_path(&folder);
+            }
+            vec![tensorrt.build().error_on_failure(), cuda(device)]
+        }
+    }
+}
+
+fn failed(what: &str, reason: impl Display) -> RuntimeError {
+    RuntimeError::Engine { engine: NAME, what: what.into(), reason: reason.to_string() }
+}

@@ -1,0 +1,109 @@
+//! Finds the ONNX Runtime library and checks its version before `ort` sees it, since `ort` panics or hangs on one that
+//! is missing or too old.
+//!
+//! Order: `ORT_DYLIB_PATH` alone if it is set; the folder of the executable and `onnxruntime/` beside it or up to three
+//! folders above (where `cargo xtask test` puts the wheel); the `onnxruntime` wheel in the active or a system Python;
+//! the system's library path.
+
+use super::ffi;
+use crate::RuntimeError;
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+/// Path and version of the first usable library.
+pub(super) fn find() -> Result<(PathBuf, String), RuntimeError> {
+    let mut tried = Vec::new();
+    let candidates = match env::var_os("ORT_DYLIB_PATH").filter(|p| !p.is_empty()) {
+        Some(path) => {
+            let path = PathBuf::from(path);
+            if !path.is_file() {
+                tried.push(format!("ORT_DYLIB_PATH names {}, which is not a file", path.display()));
+                return Err(RuntimeError::Library { oldest: ort::MINOR_VERSION, tried });
+            }
+            vec![path]
+        }
+        None => candidates(),
+    };
+    for path in candidates {
+        match ffi::library_version(&path) {
+            Ok(version) if minor(&version).is_some_and(|m| m >= ort::MINOR_VERSION) => {
+                tracing::debug!(library = %path.display(), version, "found ONNX Runtime");
+                return Ok((path, version));
+            }
+            Ok(version) => tried.push(format!("{} has version {version}", path.display())),
+            Err(reason) => tried.push(format!("{}: {reason}", path.display())),
+        }
+    }
+    Err(RuntimeError::Library { oldest: ort::MINOR_VERSION, tried })
+}
+
+/// The minor version of `1.minor.patch`.
+fn minor(version: &str) -> Option<u32> {
+    let mut parts = version.split('.');
+    (parts.next()? == "1").then(|| parts.next()?.parse().ok())?
+}
+
+fn candidates() -> Vec<PathBuf> {
+    let mut folders = Vec::new();
+    let executable = env::current_exe().ok();
+    for above in executable.iter().flat_map(|e| e.ancestors().skip(1)).take(4) {
+        folders.extend([above.to_path_buf(), above.join("onnxruntime"), above.join("onnxruntime/onnxruntime/capi")]);
+    }
+    let home = env::var_os("HOME").map(|h| Path::new(&h).join(".local"));
+    let prefixes = ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(env::var_os).map(PathBuf::from).chain(home);
+    for prefix in prefixes.chain(["/usr/local", "/usr"].map(PathBuf::from)) {
+        for packages in ["site-packages", "dist-packages"] {
+            // Windows, Debian, and everything else.
+            folders.push(prefix.join("Lib").join(packages).join("onnxruntime/capi"));
+            for python in entries(&prefix.join("lib"), "python3") {
+                folders.push(python.join(packages).join("onnxruntime/capi"));
+            }
+        }
+    }
+    let (prefix, suffix) = (env::consts::DLL_PREFIX, env::consts::DLL_SUFFIX);
+    let stem = format!("{prefix}onnxruntime");
+    let is_library = |path: &PathBuf| {
+        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let rest = name.strip_prefix(&stem).unwrap_or_default();
+        // `.so`, `.so.1.32.0`, `.1.32.0.dylib`, `.dll`; not `libonnxruntime_providers_*`.
+        path.is_file() && rest.starts_with('.') && rest.contains(suffix)
+    };
+    let mut found: Vec<PathBuf> = folders.iter().flat_map(|f| entries(f, &stem)).filter(is_library).collect();
+    found.extend([format!("{stem}{suffix}"), format!("{stem}{suffix}.1")].map(PathBuf::from));
+    found
+}
+
+/// The entries of a folder whose names start with `prefix`, sorted; none when it cannot be read.
+fn entries(folder: &Path, prefix: &str) -> Vec<PathBuf> {
+    let Ok(list) = folder.read_dir() else { return vec![] };
+    let mut found: Vec<PathBuf> =
+        list.flatten().filter(|e| e.file_name().to_string_lossy().starts_with(prefix)).map(|e| e.path()).collect();
+    found.sort();
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read() {
+        assert_eq!(minor("1.32.0"), Some(32));
+        assert_eq!(minor("1.9.1-dev"), Some(9));
+        assert_eq!(minor("2.1.0"), None);
+        assert_eq!(minor(""), None);
+    }
+
+    #[test]
+    fn what_is_no_library_is_refused_with_a_reason() {
+        let folder = std::env::temp_dir().join(format!("limbeck-probe-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let file = folder.join("libonnxruntime.so");
+        std::fs::write(&file, b"not a library").unwrap();
+        let reason = ffi::library_version(&file).unwrap_err();
+        std::fs::remove_dir_all(&folder).unwrap();
+        assert!(!reason.is_empty());
+    }
+}

@@ -1,0 +1,141 @@
+//! A compiled ONNX Runtime session.
+
+use super::{NAME, failed, ffi};
+use crate::{
+    RuntimeError,
+    engine::{Device, Program, StatePair, StateSpec, ValueSpec, guarded},
+    signature::{Argument, Signature, Slot},
+    store::{StateStore, StateValue},
+};
+use limbeck_tensor::{DType, Tensor, io::TensorMap};
+use ort::{
+    session::Session,
+    value::{Outlet, TensorElementType, ValueType},
+};
+use std::{any::Any, ffi::CString, sync::Arc};
+
+pub(super) struct OrtProgram {
+    session: Session,
+    signature: Signature,
+    provider: &'static str,
+    input_names: Vec<CString>,
+    output_names: Vec<CString>,
+    output_types: Vec<DType>,
+}
+
+impl OrtProgram {
+    pub(super) fn new(session: Session, state: &[StatePair], device: Device) -> Result<OrtProgram, RuntimeError> {
+        let specs = |outlets: &[Outlet]| outlets.iter().map(spec).collect::<Result<Vec<_>, _>>();
+        let names =
+            |specs: &[ValueSpec]| specs.iter().map(|s| CString::new(s.name.as_str())).collect::<Result<Vec<_>, _>>();
+        let (inputs, outputs) = (specs(session.inputs())?, specs(session.outputs())?);
+        let zero = |e| failed("read the model", format!("a name holds a zero byte: {e}"));
+        let (input_names, output_names) = (names(&inputs).map_err(zero)?, names(&outputs).map_err(zero)?);
+        let output_types = outputs.iter().map(|s| s.dtype).collect();
+        // Each provider was required at registration; nodes that it lacks run on the next one.
+        let provider = match device {
+            Device::Cpu => "CPUExecutionProvider",
+            Device::Cuda(_) => "CUDAExecutionProvider, CPUExecutionProvider",
+            Device::TensorRt(_) => "TensorrtExecutionProvider, CUDAExecutionProvider, CPUExecutionProvider",
+        };
+        let signature = Signature::new(NAME, inputs, outputs, state)?;
+        Ok(OrtProgram { session, signature, provider, input_names, output_names, output_types })
+    }
+}
+
+impl Program for OrtProgram {
+    fn engine(&self) -> &'static str {
+        NAME
+    }
+
+    fn provider(&self) -> &str {
+        self.provider
+    }
+
+    fn inputs(&self) -> &[ValueSpec] {
+        &self.signature.inputs
+    }
+
+    fn outputs(&self) -> &[ValueSpec] {
+        &self.signature.outputs
+    }
+
+    fn state(&self) -> &[StateSpec] {
+        &self.signature.state
+    }
+
+    fn run(&self, store: &mut StateStore, feeds: &[(&str, &Tensor)]) -> Result<TensorMap, RuntimeError> {
+        let arguments = self.signature.arguments(store, feeds)?;
+        // Feeds are wrapped for this run; state is in the library's form already.
+        let wrapped = (arguments.iter())
+            .map(|argument| match argument {
+                Argument::Feed(tensor) => ffi::Value::over(tensor).map(Some),
+                Argument::State(_) => Ok(None),
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let inputs = (arguments.iter().zip(&wrapped))
+            .map(|(argument, wrapped)| match (argument, wrapped) {
+                (_, Some(value)) => Ok(value),
+                (Argument::State(value), None) => state_value(&***value),
+                (Argument::Feed(_), None) => Err(failed("run the model", "a feed was not wrapped")),
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let results = guarded(NAME, "run the model", || {
+            ffi::run(&self.session, &self.input_names, &inputs, &self.output_names, &self.output_types)
+        })?;
+        let (mut outputs, mut updates) = (TensorMap::new(), Vec::new());
+        for (slot, value) in self.signature.sinks().iter().zip(results) {
+            match *slot {
+                Slot::Free(i) => {
+                    outputs.insert(self.signature.outputs[i].name.clone(), value.to_tensor()?);
+                }
+                Slot::State(i) => {
+                    self.signature.check_update(i, &value)?;
+                    let value: Arc<dyn StateValue> = Arc::new(value);
+                    updates.push((self.signature.state[i].name.clone(), value));
+                }
+            }
+        }
+        store.commit(updates);
+        Ok(outputs)
+    }
+}
+
+fn state_value(value: &dyn StateValue) -> Result<&ffi::Value, RuntimeError> {
+    (value as &dyn Any)
+        .downcast_ref::<ffi::Value>()
+        .ok_or(RuntimeError::OtherEngine { store: "another engine", program: NAME })
+}
+
+fn spec(outlet: &Outlet) -> Result<ValueSpec, RuntimeError> {
+    let name = outlet.name().to_owned();
+    let unsupported = |what: String| RuntimeError::Unsupported { engine: NAME, what };
+    let ValueType::Tensor { ty, shape, .. } = outlet.dtype() else {
+        return Err(unsupported(format!("`{name}`, which is {}; only tensors go in and out", outlet.dtype())));
+    };
+    let dtype = dtype(*ty).ok_or_else(|| unsupported(format!("`{name}`, whose element type is {ty}")))?;
+    Ok(ValueSpec { name, dtype, dims: shape.iter().map(|&d| usize::try_from(d).ok()).collect() })
+}
+
+fn dtype(element: TensorElementType) -> Option<DType> {
+    use TensorElementType as E;
+    Some(match element {
+        E::Float32 => DType::F32,
+        E::Float64 => DType::F64,
+        E::Float16 => DType::F16,
+        E::Bfloat16 => DType::BF16,
+        E::Int8 => DType::I8,
+        E::Int16 => DType::I16,
+        E::Int32 => DType::I32,
+        E::Int64 => DType::I64,
+        E::Uint8 => DType::U8,
+        E::Uint16 => DType::U16,
+        E::Uint32 => DType::U32,
+        E::Uint64 => DType::U64,
+        E::Bool => DType::Bool,
+        E::String => DType::String,
+        E::Int4 => DType::I4,
+        E::Uint4 => DType::U4,
+        _ => return None,
+    })
+}

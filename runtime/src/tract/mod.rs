@@ -1,0 +1,68 @@
+//! The tract engine: pure Rust, embedded, for every board.
+
+mod convert;
+mod load;
+mod ops;
+mod program;
+
+use crate::{
+    RuntimeError,
+    engine::{CompileOptions, Device, Engine, EngineInfo, Model, Program, guarded},
+    store::StateStore,
+};
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, PoisonError},
+};
+use tract_linalg::multithread::Executor;
+use tract_onnx::prelude::TractError;
+
+pub(crate) const NAME: &str = "tract";
+
+struct Tract;
+
+/// The engine; it needs nothing but itself.
+pub(crate) fn engine() -> &'static dyn Engine {
+    &Tract
+}
+
+impl Engine for Tract {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn describe(&self) -> EngineInfo {
+        EngineInfo { name: NAME, version: "0.23.9".into(), library: None, providers: vec!["cpu".into()] }
+    }
+
+    fn compile(&self, model: &Model, options: &CompileOptions) -> Result<Box<dyn Program>, RuntimeError> {
+        if options.device != Device::Cpu {
+            let what = format!("{:?}; it runs on the CPU only", options.device);
+            return Err(RuntimeError::Unsupported { engine: NAME, what });
+        }
+        guarded(NAME, "compile the model", || {
+            let loaded = load::load(model)?;
+            let program = program::TractProgram::new(loaded, &model.state, executor(options.thread_count())?)?;
+            Ok(Box::new(program) as Box<dyn Program>)
+        })
+    }
+
+    fn new_store(&self) -> StateStore {
+        StateStore::new(NAME, convert::upload)
+    }
+}
+
+/// The executor for a thread count. All programs of one count share its pool.
+fn executor(threads: usize) -> Result<Executor, RuntimeError> {
+    static POOLS: Mutex<BTreeMap<usize, Executor>> = Mutex::new(BTreeMap::new());
+    if threads <= 1 {
+        return Ok(Executor::SingleThread);
+    }
+    let mut pools = POOLS.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok(pools.entry(threads).or_insert_with(|| Executor::multithread_with_name(threads, "limbeck-tract")).clone())
+}
+
+/// tract's error with its chain of contexts, which name the node.
+fn failed(what: &str, error: TractError) -> RuntimeError {
+    RuntimeError::Engine { engine: NAME, what: what.into(), reason: format!("{error:#}") }
+}

@@ -1,0 +1,108 @@
+//! A compiled tract model.
+
+use super::{
+    NAME,
+    convert::{TractValue, to_tract},
+    failed,
+    load::Loaded,
+};
+use crate::{
+    RuntimeError,
+    engine::{Program, StatePair, StateSpec, ValueSpec, guarded},
+    signature::{Argument, Signature, Slot},
+    store::{StateStore, StateValue},
+};
+use limbeck_tensor::{Tensor, io::TensorMap};
+use std::{any::Any, sync::Arc};
+use tract_linalg::multithread::Executor;
+use tract_onnx::{
+    prelude::{RunOptions, TValue, TVec, TypedSimplePlan},
+    tract_core::plan::SimplePlan,
+    tract_hir::internal::{SymbolValues, TDim},
+};
+
+pub(super) struct TractProgram {
+    plan: Arc<TypedSimplePlan>,
+    signature: Signature,
+}
+
+impl TractProgram {
+    /// The executor is set even for one thread: otherwise a thread's last one would be used.
+    pub(super) fn new(loaded: Loaded, state: &[StatePair], executor: Executor) -> Result<TractProgram, RuntimeError> {
+        let signature = Signature::new(NAME, loaded.inputs, loaded.outputs, state)?;
+        let options = RunOptions { executor: Some(executor), ..RunOptions::default() };
+        let plan =
+            SimplePlan::new_with_options(loaded.model, &options).map_err(|e| failed("order the model's nodes", e))?;
+        Ok(TractProgram { plan, signature })
+    }
+
+    /// What the inputs' shapes say about the model's named extents.
+    fn symbols(&self, inputs: &[TValue]) -> Result<SymbolValues, RuntimeError> {
+        let mut symbols = SymbolValues::default();
+        for (i, input) in inputs.iter().enumerate() {
+            let fact = self.plan.model().input_fact(i).map_err(|e| failed("read an input's shape", e))?;
+            for (dim, &extent) in fact.shape.iter().zip(input.shape()) {
+                if let TDim::Sym(symbol) = dim {
+                    symbols.set(symbol, extent as i64);
+                }
+            }
+        }
+        Ok(symbols)
+    }
+}
+
+impl Program for TractProgram {
+    fn engine(&self) -> &'static str {
+        NAME
+    }
+
+    fn provider(&self) -> &str {
+        "cpu"
+    }
+
+    fn inputs(&self) -> &[ValueSpec] {
+        &self.signature.inputs
+    }
+
+    fn outputs(&self) -> &[ValueSpec] {
+        &self.signature.outputs
+    }
+
+    fn state(&self) -> &[StateSpec] {
+        &self.signature.state
+    }
+
+    fn run(&self, store: &mut StateStore, feeds: &[(&str, &Tensor)]) -> Result<TensorMap, RuntimeError> {
+        let inputs = (self.signature.arguments(store, feeds)?.into_iter())
+            .map(|argument| match argument {
+                Argument::Feed(tensor) => to_tract(tensor),
+                Argument::State(value) => state_value(&**value),
+            })
+            .collect::<Result<TVec<TValue>, _>>()?;
+        let symbols = self.symbols(&inputs)?;
+        let results = guarded(NAME, "run the model", || self.plan.run(inputs).map_err(|e| failed("run the model", e)))?;
+        let (mut outputs, mut updates) = (TensorMap::new(), Vec::new());
+        for (slot, result) in self.signature.sinks().iter().zip(results) {
+            let value = TractValue::from_result(result, &symbols)?;
+            match *slot {
+                Slot::Free(i) => {
+                    outputs.insert(self.signature.outputs[i].name.clone(), value.to_tensor()?);
+                }
+                Slot::State(i) => {
+                    self.signature.check_update(i, &value)?;
+                    let value: Arc<dyn StateValue> = Arc::new(value);
+                    updates.push((self.signature.state[i].name.clone(), value));
+                }
+            }
+        }
+        store.commit(updates);
+        Ok(outputs)
+    }
+}
+
+fn state_value(value: &dyn StateValue) -> Result<TValue, RuntimeError> {
+    match (value as &dyn Any).downcast_ref::<TractValue>() {
+        Some(value) => Ok(value.value.clone()),
+        None => Err(RuntimeError::OtherEngine { store: "another engine", program: NAME }),
+    }
+}

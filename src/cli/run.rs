@@ -1,0 +1,66 @@
+//! `limbeck run`: a model on tensors from files.
+
+use super::{output, tensors};
+use anyhow::{Context, Result, bail};
+use limbeck_graph::Graph;
+use limbeck_runtime::{CompileOptions, Model, engine};
+use limbeck_tensor::{TensorMap, map_file};
+use serde_json::json;
+use std::path::PathBuf;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// ONNX model.
+    model: PathBuf,
+    /// safetensors file with all inputs, or NAME=FILE.npy; repeatable.
+    #[arg(long, required = true)]
+    feeds: Vec<String>,
+    /// Where to write the outputs (.safetensors, or .npy for a single one).
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// tract, ort or reference.
+    #[arg(long, default_value = "tract")]
+    engine: String,
+    /// Threads; 0 for all cores.
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+}
+
+pub(super) fn run(args: &Args, json: bool) -> Result<bool> {
+    let feeds = tensors::read_feeds(&args.feeds)?;
+    let (outputs, provider) = run_on(&args.engine, &args.model, &feeds, args.threads)?;
+    if let Some(out) = &args.out {
+        tensors::write(out, &outputs)?;
+    }
+    let shown: Vec<_> = outputs
+        .iter()
+        .map(|(name, t)| json!({"name": name, "dtype": t.dtype().name(), "shape": t.shape(), "finite": t.all_finite()}))
+        .collect();
+    output::print(&json!({"engine": args.engine, "provider": provider, "outputs": shown}), json);
+    Ok(true)
+}
+
+/// Outputs of a model file on an engine (or `reference`), and what really ran it.
+pub(super) fn run_on(name: &str, model: &PathBuf, feeds: &TensorMap, threads: usize) -> Result<(TensorMap, String)> {
+    if name == "reference" {
+        let graph = tensors::read_shaped(model, feeds)?;
+        return Ok((graph.evaluate(feeds)?, "reference evaluator".into()));
+    }
+    let engine = engine(name)?;
+    let options = CompileOptions { threads, ..CompileOptions::default() };
+    let bytes = if name == "tract" {
+        // tract wants fixed shapes and no named dims that it cannot solve.
+        let mut graph = Graph::read(model)?;
+        tensors::shape_inputs(&mut graph, feeds).or_else(|_| anyhow::Ok(()))?;
+        graph.to_bytes()?
+    } else {
+        map_file(model)?
+    };
+    let folder = model.parent().map(std::path::Path::to_path_buf);
+    let program = engine.compile(&Model { bytes, folder, state: vec![] }, &options).context("compiling the model")?;
+    if program.inputs().is_empty() && !feeds.is_empty() {
+        bail!("the model takes no inputs");
+    }
+    let outputs = program.infer(&tensors::as_feeds(feeds))?;
+    Ok((outputs, program.provider().to_owned()))
+}

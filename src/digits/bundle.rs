@@ -1,0 +1,106 @@
+//! Stage 4: the bundle that a device gets.
+
+use anyhow::Result;
+use limbeck_distill::{Net, Step};
+use limbeck_exporters::{BundleContents, ModelContents, SelfTestContents, StepContents, write_bundle};
+use limbeck_graph::Form;
+use limbeck_runtime::{Engine, StateRole, TensorEntry, noise};
+use limbeck_tensor::TensorMap;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::data::{CLASSES, SIDE, class_balanced, rows};
+use super::engine::{SCORE_BATCH, outputs};
+use super::field::{device_step, serving_step};
+use super::{Prepared, compress::Compressed};
+
+/// Digits in the replay memory, per class.
+const MEMORY_PER_CLASS: usize = 40;
+/// Vectors of the self-test.
+const SELF_TEST_ROWS: usize = 16;
+
+/// Writes the bundle of a compressed student to the new folder `folder`.
+pub fn write(folder: &Path, c: &Compressed, p: &Prepared, engine: &dyn Engine, seed: u64) -> Result<()> {
+    let net = &c.float;
+    let serving = serving_step(net, Form::Portable)?;
+    let mut state = serving.initial.clone();
+    let mut steps = vec![];
+    for (form, kind) in [(Form::Fused, limbeck_runtime::Form::Fused), (Form::Portable, limbeck_runtime::Form::Portable)]
+    {
+        let step = device_step(net, form)?;
+        state.extend(step.initial.clone());
+        steps.push(StepContents {
+            form: kind,
+            onnx: step.bytes()?,
+            predicted_bytes: predicted_bytes(&step),
+            manifest: step.manifest,
+        });
+    }
+    let memory = class_balanced(&p.split.train, MEMORY_PER_CLASS, &mut noise::stream(seed, 0, "memory"))?;
+    let memory_x = rows(&p.split.train, "x", &memory)?;
+    let mut replay = TensorMap::new();
+    replay.insert("logits".into(), logits(net, engine, &memory_x)?);
+    replay.insert("y".into(), rows(&p.split.train, "y", &memory)?);
+    replay.insert("x".into(), memory_x);
+    let test_x = p.split.calibration.get("x")?.rows(0..SELF_TEST_ROWS)?.aligned();
+    let mut feeds = TensorMap::new();
+    feeds.insert("x".into(), test_x);
+    // The reference evaluator is the oracle of the self-test: it is none of the engines that will be tested.
+    let mut graph = net.graph().clone();
+    graph.bind_dims(&[("batch", SELF_TEST_ROWS)])?;
+    let expected = graph.evaluate(&feeds)?;
+    let entry = |name: &str, shape: Vec<usize>| TensorEntry { name: name.into(), dtype: "float32".into(), shape };
+    write_bundle(
+        folder,
+        &BundleContents {
+            name: "digits".into(),
+            licence: "MIT OR Apache-2.0".into(),
+            provenance: BTreeMap::from([
+                ("data".into(), "UCI handwritten digits 8x8, CC BY 4.0".into()),
+                ("seed".into(), seed.to_string()),
+                ("made_by".into(), concat!("limbeck ", env!("CARGO_PKG_VERSION")).into()),
+            ]),
+            preprocessing: "pixel values 0..16 divided by 16; [n, 1, 8, 8] float32".into(),
+            classes: (0..CLASSES).map(|c| c.to_string()).collect(),
+            model: ModelContents {
+                onnx: serving.bytes()?,
+                inputs: vec![entry("x", vec![SCORE_BATCH, 1, SIDE, SIDE])],
+                outputs: vec![entry("logits", vec![SCORE_BATCH, CLASSES])],
+                manifest: Some(serving.manifest),
+            },
+            state,
+            steps,
+            teacher: Some(p.teacher.net.graph().to_bytes()?),
+            calibration: Some(serde_json::to_value(&c.calibration)?),
+            self_test: SelfTestContents {
+                inputs: feeds,
+                outputs: expected,
+                tolerances: BTreeMap::from([("float32".into(), 1e-4)]),
+            },
+            replay: Some(replay),
+            gate: Some(p.split.calibration.tensors().clone()),
+        },
+    )?;
+    Ok(())
+}
+
+fn logits(net: &Net, engine: &dyn Engine, x: &limbeck_tensor::Tensor) -> Result<limbeck_tensor::Tensor> {
+    let mut out = outputs(net.graph(), engine, x)?;
+    out.remove("logits").ok_or_else(|| anyhow::anyhow!("the student has no output 'logits'"))
+}
+
+/// Weights, optimiser state and averages twice (before and after a run), and every intermediate value at once: an
+/// upper bound.
+fn predicted_bytes(step: &Step) -> u64 {
+    let state: usize = [StateRole::Parameter, StateRole::Optimiser, StateRole::Average]
+        .iter()
+        .map(|&r| step.manifest.state_bytes(r))
+        .sum();
+    let values: usize = step
+        .graph
+        .value_ids()
+        .filter_map(|v| step.graph.ty(v))
+        .filter_map(|t| t.dtype.byte_len(t.concrete()?.iter().product()))
+        .sum();
+    (2 * state + values) as u64
+}

@@ -1,0 +1,243 @@
+//! What the demo prints, and its report.
+
+use super::compress::Measured;
+use super::field::{Arm, Moment};
+use super::stats::{deviation, half_interval, mean};
+use super::{Results, SEEDS, SPLITS, data};
+use crate::report::format::{bytes, count, ms, percent, percent_mean_sd};
+use crate::report::{
+    Bubble, Report, Sample, Section, Series, Table, bubble_chart, confusion_matrix, image_grid, line_chart,
+};
+use anyhow::Result;
+
+/// The tables of the demo, a stage each.
+pub(super) fn tables(r: &Results) -> Vec<Table> {
+    let mut all = vec![teachers(r), students(r), compression(r)];
+    all.push(field(r, true));
+    all.push(field(r, false));
+    all.push(times(r));
+    all
+}
+
+fn teachers(r: &Results) -> Table {
+    Table::new(
+        ["network", "parameters", "accuracy, mean ± sd", "lowest"],
+        format!("1. Teacher on the test digits of {SPLITS} splits"),
+    )
+    .row([
+        "teacher".to_owned(),
+        count(r.parameters[0] as u64),
+        percent_mean_sd(&r.teachers),
+        percent(r.teachers.iter().copied().fold(1.0, f64::min)),
+    ])
+}
+
+fn students(r: &Results) -> Table {
+    let row = |name: &str, runs: &[f64]| {
+        [
+            name.to_owned(),
+            count(r.parameters[1] as u64),
+            percent_mean_sd(runs),
+            runs.iter().map(|&a| percent(a)).collect::<Vec<_>>().join(", "),
+        ]
+    };
+    Table::new(
+        ["student", "parameters", "accuracy, mean ± sd", "each seed"],
+        format!("2. Student on the test digits of split 0, {SEEDS} seeds"),
+    )
+    .row(row("labels alone", &r.untaught))
+    .row(row("distilled (KD + hint)", &r.taught))
+}
+
+/// Mean over the splits of one number of a stage.
+fn over(r: &Results, stage: usize, get: impl Fn(&Measured) -> f64) -> Vec<f64> {
+    r.compression.iter().filter_map(|s| s.get(stage)).map(get).collect()
+}
+
+fn compression(r: &Results) -> Table {
+    let headers = ["after", "accuracy", "against distilled", "parameters", "file", "latency", "integer / float nodes"];
+    let mut table = Table::new(
+        headers,
+        format!(
+            "3. Compression, mean over {SPLITS} splits; differences in points, paired, ± 95 % interval; latency of one \
+             image on one thread of {}",
+            r.engine
+        ),
+    );
+    let base = over(r, 0, |m| m.accuracy);
+    for (i, m) in r.compression.first().into_iter().flatten().enumerate() {
+        let now = over(r, i, |m| m.accuracy);
+        let change: Vec<f64> = now.iter().zip(&base).map(|(a, b)| (a - b) * 100.0).collect();
+        let shown = match i {
+            0 => crate::report::format::MISSING.to_owned(),
+            _ => format!("{:+.2} ± {:.2}", mean(&change), half_interval(&change)),
+        };
+        table.push([
+            m.stage.to_owned(),
+            percent(mean(&now)),
+            shown,
+            count(m.parameters as u64),
+            bytes(mean(&over(r, i, |m| m.bytes as f64)) as u64),
+            ms(mean(&over(r, i, |m| m.latency_ms))),
+            format!("{} / {}", m.nodes.0, m.nodes.1),
+        ]);
+    }
+    table
+}
+
+fn runs(r: &Results, arm: Arm, labelled: bool) -> &[Vec<Moment>] {
+    // The frozen student does not learn, so that it was run once for both tables.
+    let wanted = |f: &&(Arm, bool, Vec<Vec<Moment>>)| f.0 == arm && (f.1 == labelled || arm == Arm::Frozen);
+    r.field.iter().find(wanted).map_or(&[], |f| &f.2)
+}
+
+fn field(r: &Results, labelled: bool) -> Table {
+    let title = if labelled { "with labels" } else { "label-free" };
+    let headers = ["device", "new digits, start", "new digits, end", "old digits, start", "old digits, end"];
+    let mut table = Table::new(
+        headers,
+        format!(
+            "5. Field stream {title}: accuracy on new digits under the drift and on the original ones, {SPLITS} runs"
+        ),
+    );
+    for arm in [Arm::Frozen, Arm::Naive, Arm::SelfDistilled] {
+        let runs = runs(r, arm, labelled);
+        let first = |get: fn(&Moment) -> f64| {
+            percent_mean_sd(&runs.iter().filter_map(|v| v.first()).map(get).collect::<Vec<_>>())
+        };
+        let last = |get: fn(&Moment) -> f64| {
+            percent_mean_sd(&runs.iter().filter_map(|v| v.last()).map(get).collect::<Vec<_>>())
+        };
+        table.push([arm.name().to_owned(), first(|m| m.new), last(|m| m.new), first(|m| m.old), last(|m| m.old)]);
+    }
+    table
+}
+
+fn times(r: &Results) -> Table {
+    let mut table = Table::new(["stage", "seconds"], format!("Wall time, {} tasks at once", r.threads));
+    for (name, time) in &r.times {
+        table.push([(*name).to_owned(), format!("{:.1}", time.as_secs_f64())]);
+    }
+    let total: f64 = r.times.iter().map(|t| t.1.as_secs_f64()).sum();
+    table.push(["all".to_owned(), format!("{total:.1}")]);
+    table
+}
+
+fn curve(r: &Results, labelled: bool, what: &str, get: fn(&Moment) -> f64) -> String {
+    let series: Vec<Series> = [Arm::Frozen, Arm::Naive, Arm::SelfDistilled]
+        .into_iter()
+        .map(|arm| {
+            let runs = runs(r, arm, labelled);
+            let x: Vec<f64> = runs.first().map(|m| m.iter().map(|m| m.seen * 100.0).collect()).unwrap_or_default();
+            let y: Vec<Vec<f64>> = runs.iter().map(|m| m.iter().map(|m| get(m) * 100.0).collect()).collect();
+            Series::of_runs(arm.name(), &x, &y)
+        })
+        .collect();
+    line_chart(what, "stream seen (%)", "accuracy (%)", &series)
+}
+
+/// The report as one HTML page.
+pub(super) fn report(r: &Results) -> Result<String> {
+    let all = tables(r);
+    let [teacher, student, compression, with_labels, label_free, times] = &all[..] else {
+        anyhow::bail!("the demo has six tables");
+    };
+    let last = r.compression.first().map_or(0, Vec::len).saturating_sub(1);
+    let loss: Vec<f64> =
+        over(r, last, |m| m.accuracy).iter().zip(over(r, 0, |m| m.accuracy)).map(|(a, b)| (b - a) * 100.0).collect();
+    let free_end: Vec<f64> =
+        runs(r, Arm::SelfDistilled, false).iter().filter_map(|v| v.last()).map(|m| m.new * 100.0).collect();
+    let losses: Vec<(f64, f64)> = r.teacher_losses.iter().enumerate().map(|(i, l)| (i as f64 + 1.0, *l)).collect();
+    let student_losses: Vec<Series> = r
+        .student_losses
+        .iter()
+        .map(|(name, v)| Series::new(*name, v.iter().enumerate().map(|(i, l)| (i as f64 * 6.0 + 6.0, *l)).collect()))
+        .collect();
+    let bubbles: Vec<Bubble> = r
+        .compression
+        .first()
+        .into_iter()
+        .flatten()
+        .enumerate()
+        .filter(|(i, _)| [0, 2, 4, 5, 6].contains(i))
+        .map(|(i, m)| Bubble {
+            name: m.stage.to_owned(),
+            x: mean(&over(r, i, |m| m.latency_ms)),
+            y: mean(&over(r, i, |m| m.accuracy)) * 100.0,
+            bytes: mean(&over(r, i, |m| m.bytes as f64)) as u64,
+        })
+        .collect();
+    let digits: Vec<String> = (0..data::CLASSES).map(|c| c.to_string()).collect();
+    let samples: Vec<Sample> = r
+        .samples
+        .iter()
+        .map(|s| Sample { pixels: &s.pixels, width: 8, height: 8, caption: &s.caption, good: s.good })
+        .collect();
+    let page = Report::new(
+        "Limbeck: from a teacher to a student that learns on the device",
+        format!("UCI handwritten digits 8x8, engine {}, seed {}", r.engine, r.seed),
+    )
+    .headline(percent(mean(&r.teachers)), "teacher accuracy")
+    .headline(percent(mean(&over(r, last, |m| m.accuracy))), "shipped int8 student")
+    .headline(format!("{:.2} ± {:.2}", mean(&loss), half_interval(&loss)), "points lost by compression")
+    .headline(format!("{:.1} ± {:.1} %", mean(&free_end), deviation(&free_end)), "on drifted digits, label-free")
+    .section(
+        Section::new("Data")
+            .text(
+                "1,797 digits in their published order, cut into 20 contiguous blocks, which stand in for writers (no \
+                 writer ids exist). Each split gives its blocks a role: training, validation, calibration, final test, \
+                 field stream, field evaluation; all are disjoint. Neighbouring blocks may share a writer, so these \
+                 figures do not claim independence of writers.",
+            )
+            .figure("Test digits of split 0 with the int8 student's answer; mistakes first.", image_grid("", &samples)),
+    )
+    .section(
+        Section::new("Teacher and student")
+            .table(teacher)
+            .table(student)
+            .figure(
+                "Training loss of split 0's teacher (cross-entropy with smoothed labels).",
+                line_chart("Teacher", "epoch", "loss", &[Series::new("teacher", losses)]),
+            )
+            .figure(
+                "Training loss of the students of split 0; the losses are not of one kind.",
+                line_chart("Students", "passes over the training set", "loss", &student_losses),
+            ),
+    )
+    .section(
+        Section::new("Compression")
+            .table(compression)
+            .figure(
+                "Accuracy against latency; the area is the file's size.",
+                bubble_chart(
+                    "Size, latency, accuracy",
+                    "latency (ms, one image, one thread)",
+                    "accuracy (%)",
+                    &bubbles,
+                ),
+            )
+            .figure(
+                "Answers of the int8 student on the test digits of all splits.",
+                confusion_matrix("Confusion", &digits, &r.confusion),
+            ),
+    )
+    .section(Section::new("Bundle").text(&r.bundle_note))
+    .section(
+        Section::new("In the field")
+            .text(
+                "A stream of field digits slowly turns by 30 degrees and loses contrast. The device answers for every \
+                 arrival before it learns from it. New: field digits never trained on, under the present drift. Old: \
+                 the original test digits. Bands are ± one standard deviation over the runs.",
+            )
+            .table(with_labels)
+            .figures("With labels.", [curve(r, true, "New digits", |m| m.new), curve(r, true, "Old digits", |m| m.old)])
+            .table(label_free)
+            .figures(
+                "Label-free.",
+                [curve(r, false, "New digits", |m| m.new), curve(r, false, "Old digits", |m| m.old)],
+            ),
+    )
+    .section(Section::new("Engines").table(&r.engines))
+    .section(Section::new("Time").table(times));
+    Ok(page.to_html())
+}

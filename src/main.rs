@@ -1,0 +1,6 @@
+//! The `limbeck` command.
+#![forbid(unsafe_code)]
+
+fn main() -> std::process::ExitCode {
+    limbeck::cli::main()
+}

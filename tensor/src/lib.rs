@@ -1,0 +1,23 @@
+//! Dtypes, shapes and tensors (owned, shared, mapped), npy and safetensors files, atomic file
+//! replacement. Everything else in Limbeck exchanges data as [`Tensor`].
+#![deny(unsafe_code)]
+
+mod atomic;
+mod dtype;
+mod error;
+pub mod io;
+mod map;
+mod tensor;
+
+pub use atomic::{replace_file, replace_file_with};
+pub use bytes::Bytes;
+pub use dtype::{DType, Element};
+pub use error::TensorError;
+pub use io::TensorMap;
+pub use map::{map_file, release_pages};
+pub use tensor::Tensor;
+
+/// Number of elements of a shape, or `None` when it does not fit a `usize`.
+pub fn element_count(shape: &[usize]) -> Option<usize> {
+    shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d))
+}

@@ -1,0 +1,49 @@
+//! The checks of continuous integration, and the test run they share with the README's command.
+
+use anyhow::Result;
+
+use crate::arm;
+use crate::ort::{self, Library};
+use crate::process::{cargo, run as run_command};
+
+/// Formatting, lints, documentation, tests on both engines, and the device binary on ARM; stops at the first failure.
+pub(crate) fn run() -> Result<()> {
+    run_command(cargo().args(["fmt", "--all", "--check"]))?;
+    run_command(cargo().args(["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    for engine in ["tract", "ort"] {
+        let alone = ["clippy", "--package", "limbeck", "--no-default-features", "--features", engine];
+        run_command(cargo().args(alone).args(["--", "-D", "warnings"]))?;
+    }
+    let mut doc = cargo();
+    run_command(doc.args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))?;
+    test(false, false)?;
+    match arm::Toolchain::find_or_install() {
+        Ok(toolchain) => arm::run(&toolchain, "limbeck-device", None),
+        Err(reason) => {
+            eprintln!("ARM was not checked: {reason:#}");
+            Ok(())
+        }
+    }
+}
+
+/// All tests, with ONNX Runtime unless `tract_only` or there is no way to get it; those marked `#[ignore]` if `full`.
+pub(crate) fn test(full: bool, tract_only: bool) -> Result<()> {
+    let mut tests = cargo();
+    tests.args(["test", "--workspace"]);
+    if full {
+        tests.args(["--", "--include-ignored"]);
+    }
+    if tract_only {
+        eprintln!("ONNX Runtime is not tested, as asked: tract alone is.");
+        tests.env_remove("ORT_DYLIB_PATH");
+    } else {
+        match ort::for_tests()? {
+            Library::Found(library) => {
+                eprintln!("ONNX Runtime: {}", library.display());
+                tests.env("ORT_DYLIB_PATH", library);
+            }
+            Library::None(reason) => eprintln!("ONNX Runtime is not tested, tract alone is: {reason}."),
+        }
+    }
+    run_command(&mut tests)
+}

@@ -1,0 +1,79 @@
+//! Build and test tasks of the workspace: `cargo xtask test`, `ort`, `arm`, `ci`.
+#![forbid(unsafe_code)]
+
+mod arm;
+mod ci;
+mod ort;
+mod process;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+
+/// Build and test tasks of the workspace.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Test the workspace on both engines; fetches ONNX Runtime where pip exists.
+    Test {
+        /// Run the tests marked `#[ignore]` too: long suites.
+        #[arg(long)]
+        full: bool,
+        /// Test tract alone and fetch nothing.
+        #[arg(long)]
+        tract_only: bool,
+    },
+    /// Fetch ONNX Runtime and print the shell line that makes it known.
+    Ort,
+    /// Cross-build the device binary for aarch64 and run it, emulated if need be.
+    Arm {
+        /// The package whose binary of the same name is built.
+        #[arg(long, default_value = "limbeck-device")]
+        package: String,
+        /// A bundle to exercise the device binary on.
+        #[arg(long, value_name = "DIR")]
+        bundle: Option<PathBuf>,
+    },
+    /// Everything that continuous integration checks, in its order.
+    Ci,
+}
+
+fn main() -> Result<()> {
+    let task = Cli::parse().task;
+    match task {
+        Task::Test { full, tract_only } => {
+            enter_workspace()?;
+            ci::test(full, tract_only)
+        }
+        Task::Ort => {
+            enter_workspace()?;
+            let library = ort::fetch(ort::host_wheel()?)?;
+            println!("export ORT_DYLIB_PATH='{}'", library.display());
+            Ok(())
+        }
+        Task::Arm { package, bundle } => {
+            // The caller's path is relative to the caller's folder.
+            let absolute = |path: PathBuf| path.canonicalize().with_context(|| format!("bundle {}", path.display()));
+            let bundle = bundle.map(absolute).transpose()?;
+            enter_workspace()?;
+            arm::run(&arm::Toolchain::find_or_install()?, &package, bundle.as_deref())
+        }
+        Task::Ci => {
+            enter_workspace()?;
+            ci::run()
+        }
+    }
+}
+
+/// Goes to the folder of the workspace's manifest, the parent of this crate's; tasks work from there.
+fn enter_workspace() -> Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask lies in a folder of the workspace")?;
+    std::env::set_current_dir(root).with_context(|| root.display().to_string())
+}
