@@ -22,6 +22,15 @@ pub struct Trainer {
     epoch: u64,
     bad_steps: u32,
     skipped: u64,
+    best: Option<Best>,
+}
+
+/// The state with the best validation score so far.
+struct Best {
+    score: f64,
+    /// Epochs since then.
+    since: u64,
+    store: StateStore,
 }
 
 /// Numbers that one run reported.
@@ -72,7 +81,8 @@ pub struct Fit {
     pub schedule: Schedule,
     /// Runs whose gradients are summed before an update (needs a step built with `accumulate`).
     pub accumulate: u64,
-    /// Epochs without improvement of the validation score after which training ends; none: never.
+    /// Epochs without improvement of the validation score after which training ends, with the state of the best epoch;
+    /// none: it goes on to the last epoch and ends with that one's state.
     pub patience: Option<u64>,
     /// Other scalar inputs of the step.
     pub scalars: Vec<(String, f64)>,
@@ -113,7 +123,7 @@ pub struct Hooks<'f> {
     pub augment: Option<&'f Augment<'f>>,
     /// Scores the present weights; higher is better.
     pub validate: Option<&'f mut Validate<'f>>,
-    /// Sees the trainer after each epoch: progress, checkpoints.
+    /// Sees the trainer after each epoch and its validation, whose score it finds as `validation`: progress, checkpoints.
     pub after_epoch: Option<&'f mut AfterEpoch<'f>>,
 }
 
@@ -133,7 +143,7 @@ impl Trainer {
             store.insert(name.clone(), tensor)?;
         }
         let manifest = step.manifest.clone();
-        Ok(Trainer { program, manifest, store, seed, step: 0, epoch: 0, bad_steps: 0, skipped: 0 })
+        Ok(Trainer { program, manifest, store, seed, step: 0, epoch: 0, bad_steps: 0, skipped: 0, best: None })
     }
 
     /// Runs so far.
@@ -217,13 +227,15 @@ impl Trainer {
             let reason = format!("{} samples in batches of {batch}: nothing to train on", data.len());
             return Err(DistillError::Data { source_name: "training set".into(), reason });
         }
+        if fit.patience.is_some() && hooks.validate.is_none() {
+            let reason = "patience needs a validation score to watch: give validation data, or no patience".into();
+            return Err(DistillError::Data { source_name: "validation set".into(), reason });
+        }
         let per_epoch = data.len().div_ceil(batch) as u64;
         let total = fit.epochs * per_epoch;
         let mut history = History::default();
-        let mut best = f64::NEG_INFINITY;
-        let mut since_best = 0;
         let skipped_before = self.skipped;
-        while self.epoch < fit.epochs {
+        while self.epoch < fit.epochs && !self.out_of_patience(fit) {
             let mut sums = Report::new();
             for (i, (indices, weights)) in
                 epoch_batches(data.len(), batch, self.seed, self.epoch).into_iter().enumerate()
@@ -247,26 +259,37 @@ impl Trainer {
                 }
             }
             self.epoch += 1;
+            if let Some(validate) = hooks.validate.as_mut() {
+                let score = validate(self)?;
+                history.validation.push(score);
+                sums.insert("validation".into(), score);
+                self.remember(score);
+            }
             if let Some(after) = hooks.after_epoch.as_mut() {
                 after(self, &sums)?;
             }
             history.epochs.push(sums);
-            if let Some(validate) = hooks.validate.as_mut() {
-                let score = validate(self)?;
-                history.validation.push(score);
-                if score > best {
-                    (best, since_best) = (score, 0);
-                } else {
-                    since_best += 1;
-                }
-                if fit.patience.is_some_and(|p| since_best >= p) {
-                    history.stopped_early = true;
-                    break;
-                }
-            }
         }
+        history.stopped_early = self.epoch < fit.epochs;
         history.skipped = self.skipped - skipped_before;
+        if let (Some(_), Some(best)) = (fit.patience, &self.best) {
+            self.store = best.store.snapshot();
+        }
         Ok(history)
+    }
+
+    fn out_of_patience(&self, fit: &Fit) -> bool {
+        matches!((fit.patience, &self.best), (Some(patience), Some(best)) if best.since >= patience)
+    }
+
+    /// Keeps the state if no earlier epoch scored as high; a score that is not a number is no improvement.
+    fn remember(&mut self, score: f64) {
+        match &mut self.best {
+            Some(best) if score > best.score => *best = Best { score, since: 0, store: self.store.snapshot() },
+            Some(best) => best.since += 1,
+            None if score.is_nan() => {}
+            None => self.best = Some(Best { score, since: 0, store: self.store.snapshot() }),
+        }
     }
 
     /// The weights of a set (`student`), by the net's names.
@@ -285,42 +308,69 @@ impl Trainer {
         Ok(weights)
     }
 
-    /// Writes all state and the position, atomically, as one safetensors file.
+    /// Writes all state, the position and the best state so far, atomically, as one safetensors file.
     pub fn save(&self, path: &Path) -> Result<(), DistillError> {
         let mut all = TensorMap::new();
-        for name in self.store.names() {
-            all.insert(format!("state/{name}"), self.store.get(name)?);
+        let mut put = |prefix: &str, store: &StateStore| -> Result<(), DistillError> {
+            for name in store.names() {
+                all.insert(format!("{prefix}/{name}"), store.get(name)?);
+            }
+            Ok(())
+        };
+        put("state", &self.store)?;
+        if let Some(best) = &self.best {
+            put("best", &best.store)?;
+            all.insert("best_score".into(), Tensor::scalar(best.score));
+            all.insert("best_since".into(), Tensor::scalar(best.since));
         }
-        let position = vec![self.step, self.epoch, self.seed, self.skipped];
-        all.insert("position".into(), Tensor::new([4], position)?);
+        let position = vec![self.step, self.epoch, self.seed, self.skipped, self.bad_steps.into()];
+        all.insert("position".into(), Tensor::new([5], position)?);
         Ok(io::write_safetensors(path, &all)?)
     }
 
     /// Continues from a file of [`Trainer::save`]; what follows equals an uninterrupted run bit for bit.
+    ///
+    /// # Errors
+    /// A file that is no checkpoint, or that of a step with other state.
     pub fn resume(&mut self, path: &Path) -> Result<(), DistillError> {
         let format = |reason: String| TensorError::Format { path: path.to_owned(), reason };
         let all = io::read_safetensors(path)?;
-        let position = all.get("position").ok_or_else(|| format("is not a checkpoint: no 'position'".into()))?;
-        let [step, epoch, seed, skipped] = position.to_vec::<u64>()?[..] else {
+        let required = |name: &str| all.get(name).ok_or_else(|| format(format!("is no checkpoint: it lacks '{name}'")));
+        let [step, epoch, seed, skipped, bad_steps] = required("position")?.to_vec::<u64>()?[..] else {
             return Err(format("has a 'position' of the wrong length".into()).into());
         };
+        let bad_steps = u32::try_from(bad_steps).map_err(|_| format("has an impossible 'position'".into()))?;
+        self.store = self.read_state(&all, "state", path)?;
+        self.best = match all.get("best_score") {
+            None => None,
+            Some(score) => {
+                let number = |t: &Tensor| -> Result<f64, DistillError> {
+                    t.to_f64_vec()?.first().copied().ok_or_else(|| format("has an empty 'best_score'".into()).into())
+                };
+                let since = number(required("best_since")?)? as u64;
+                Some(Best { score: number(score)?, since, store: self.read_state(&all, "best", path)? })
+            }
+        };
+        (self.step, self.epoch, self.seed, self.skipped, self.bad_steps) = (step, epoch, seed, skipped, bad_steps);
+        Ok(())
+    }
+
+    /// The state under a prefix of a checkpoint, checked against the step's.
+    fn read_state(&self, all: &TensorMap, prefix: &str, path: &Path) -> Result<StateStore, DistillError> {
+        let format = |reason: String| TensorError::Format { path: path.to_owned(), reason };
+        let mut store = self.store.snapshot();
         for entry in &self.manifest.state {
             let tensor = all
-                .get(&format!("state/{}", entry.name))
+                .get(&format!("{prefix}/{}", entry.name))
                 .ok_or_else(|| format(format!("lacks '{}'; it belongs to another step", entry.name)))?;
             if tensor.shape() != entry.shape || tensor.dtype().name() != entry.dtype {
                 let got = format!("{}{:?}", tensor.dtype(), tensor.shape());
                 let want = format!("{}{:?}", entry.dtype, entry.shape);
                 return Err(format(format!("'{}' is {got}, but the step has {want}", entry.name)).into());
             }
+            store.insert(entry.name.clone(), &tensor.aligned())?;
         }
-        for entry in &self.manifest.state {
-            if let Some(tensor) = all.get(&format!("state/{}", entry.name)) {
-                self.store.insert(entry.name.clone(), &tensor.aligned())?;
-            }
-        }
-        (self.step, self.epoch, self.seed, self.skipped) = (step, epoch, seed, skipped);
-        Ok(())
+        Ok(store)
     }
 }
 

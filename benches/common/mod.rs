@@ -1,0 +1,92 @@
+//! The nets, the train step and the data that benches and peers share.
+#![allow(dead_code)] // each bench uses its own part
+
+use anyhow::Result;
+use limbeck::digits::nets;
+use limbeck::distill::optim::Sgd;
+use limbeck::distill::{GradOptions, Group, Mode, Net, Step, build_step, models, objective};
+use limbeck::graph::{Form, Graph};
+use limbeck::runtime::{CompileOptions, Engine, Model, Program, StateRole, noise};
+use limbeck::tensor::{DType, Tensor, TensorMap};
+
+/// A net with the batch its train step is timed at.
+pub struct Case {
+    /// Name in tables.
+    pub name: &'static str,
+    /// The net; input `x`, output `logits`.
+    pub net: Net,
+    /// Shape of one sample.
+    pub sample: &'static [usize],
+    /// Samples of a train step.
+    pub batch: usize,
+    /// Classes.
+    pub classes: usize,
+}
+
+/// Seed of all weights and data.
+const SEED: u64 = 0;
+
+/// The three nets: the student of the digits demo, ResNet-8, and a transformer of two layers of width 128.
+pub fn cases() -> Result<Vec<Case>> {
+    Ok(vec![
+        Case { name: "digits-student", net: nets::student(SEED)?, sample: &[1, 8, 8], batch: 32, classes: 10 },
+        Case { name: "resnet8", net: models::resnet8(SEED)?, sample: &[3, 32, 32], batch: 32, classes: 10 },
+        Case {
+            name: "transformer",
+            net: models::transformer(2, 128, 4, 64, 10, SEED)?,
+            sample: &[64, 128],
+            batch: 16,
+            classes: 10,
+        },
+    ])
+}
+
+/// `0.1 CE + 0.9 T² KL` at T = 4 on given teacher logits, batch statistics where the net has batch normalisation, SGD with
+/// momentum 0.9.
+pub fn train_step(case: &Case) -> Result<Step> {
+    Ok(build_step("bench", DType::F32, |s| {
+        let x = s.batch("x", DType::F32, &[&[case.batch], case.sample].concat())?;
+        let labels = s.batch("y", DType::I64, &[case.batch])?;
+        let teacher = s.batch("teacher_logits", DType::F32, &[case.batch, case.classes])?;
+        let params = s.params("student", &case.net, StateRole::Parameter)?;
+        let out = case.net.apply(s.cx(), &[x], &params, Mode::Training)?;
+        let student = out.first()?;
+        let ce = objective::find("ce")?.loss(s.cx(), &[("student_logits", student), ("labels", labels)], &[], None)?;
+        let taps = [("student_logits", student), ("teacher_logits", teacher)];
+        let kd = objective::find("kd")?.loss(s.cx(), &taps, &[("temperature", 4.0)], None)?;
+        let loss = ce * 0.1 + kd * 0.9;
+        s.loss("loss", loss);
+        s.update_buffers(&params, &out)?;
+        let group = Group { params: &params, lr_scale: 1.0, weight_decay: 0.0 };
+        s.minimise("", loss, &[group], &Sgd { momentum: 0.9, nesterov: false }, GradOptions::default())
+    })?)
+}
+
+/// The step in the form that the engine runs best.
+pub fn lowered(step: &Step, engine: &dyn Engine) -> Result<Step> {
+    Ok(nets::lowered(step.clone(), nets::form_for(engine.name()))?)
+}
+
+/// A batch of seeded noise with labels and teacher logits.
+pub fn batch(case: &Case) -> Result<TensorMap> {
+    let mut stream = noise::stream(SEED, 0, "bench");
+    let mut normal = |shape: Vec<usize>| {
+        let values = (0..shape.iter().product()).map(|_| stream.normal() as f32).collect();
+        Tensor::new(shape, values)
+    };
+    let mut rows = TensorMap::new();
+    rows.insert("x".into(), normal([&[case.batch], case.sample].concat())?);
+    rows.insert("teacher_logits".into(), normal(vec![case.batch, case.classes])?);
+    let labels = (0..case.batch).map(|i| (i * 7 % case.classes) as i64).collect();
+    rows.insert("y".into(), Tensor::new([case.batch], labels)?);
+    Ok(rows)
+}
+
+/// An inference program at a fixed batch.
+pub fn inference(net: &Net, engine: &dyn Engine, batch: usize, threads: usize) -> Result<Box<dyn Program>> {
+    let mut graph: Graph = net.graph().clone();
+    graph.bind_dims(&[("batch", batch)])?;
+    let form = if engine.name() == "tract" { Form::Fused } else { Form::Portable };
+    let model = Model::new(graph.lowered(form)?.to_bytes()?);
+    Ok(engine.compile(&model, &CompileOptions { threads, ..CompileOptions::default() })?)
+}
