@@ -4,53 +4,63 @@ use super::{output, run, tensors};
 use anyhow::{Result, bail};
 use limbeck_runtime::ENGINES;
 use limbeck_tensor::{Tensor, TensorMap};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::PathBuf;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// ONNX model.
     model: PathBuf,
-    /// safetensors file with all inputs, or NAME=FILE.npy; repeatable.
-    #[arg(long, required = true)]
+    /// safetensors file with inputs, or NAME=FILE.npy; repeatable.
+    #[arg(long)]
     feeds: Vec<String>,
     /// Largest allowed difference, relative to the largest value of each output.
     #[arg(long, default_value_t = 1e-4)]
     tolerance: f64,
 }
 
+/// The answers of every runner that can run the model against those of the first. Fewer than two runners, an output that
+/// only one of two has, or too large a difference is no agreement.
 pub(super) fn run(args: &Args, json: bool) -> Result<bool> {
     let feeds = tensors::read_feeds(&args.feeds)?;
-    let mut results: Vec<(String, Result<TensorMap>)> = vec![];
+    let (mut answers, mut rows, mut reasons): (Vec<(&str, TensorMap)>, Vec<Value>, Vec<String>) = Default::default();
     for name in std::iter::once("reference").chain(ENGINES.iter().copied()) {
-        results.push((name.into(), run::run_on(name, &args.model, &feeds, 1).map(|r| r.0)));
-    }
-    let Some(base) = results.iter().position(|r| r.1.is_ok()) else {
-        let reasons: Vec<String> =
-            results.iter().filter_map(|(n, r)| Some(format!("{n}: {:#}", r.as_ref().err()?))).collect();
-        bail!("nothing could run the model: {}", reasons.join("; "));
-    };
-    let mut agree = true;
-    let mut rows = vec![];
-    for (i, (name, result)) in results.iter().enumerate() {
-        match (result, &results[base].1) {
-            (Ok(_), _) if i == base => rows.push(json!({"engine": name, "compared": "is the base"})),
-            (Ok(outputs), Ok(expected)) => {
-                for (output, tensor) in outputs {
-                    let Some(reference) = expected.get(output) else { continue };
-                    let difference = relative_difference(tensor, reference)?;
-                    agree &= difference <= args.tolerance;
-                    rows.push(json!({"engine": name, "output": output, "relative_difference": difference}));
-                }
+        match run::run_on(name, &args.model, &feeds, 1) {
+            Ok((outputs, _)) => answers.push((name, outputs)),
+            Err(e) => {
+                reasons.push(format!("{name}: {e:#}"));
+                rows.push(json!({"engine": name, "cannot": format!("{e:#}")}));
             }
-            (Err(e), _) => rows.push(json!({"engine": name, "cannot": format!("{e:#}")})),
-            (Ok(_), Err(_)) => {}
         }
     }
+    let Some((base, expected)) = answers.first() else {
+        bail!("nothing could run the model: {}", reasons.join("; "));
+    };
+    let mut agree = answers.len() > 1;
+    for (name, outputs) in &answers[1..] {
+        for output in expected.keys().chain(outputs.keys().filter(|o| !expected.contains_key(*o))) {
+            let difference = match (outputs.get(output), expected.get(output)) {
+                (Some(got), Some(expected)) => Some(relative_difference(got, expected)?),
+                _ => None,
+            };
+            agree &= difference.is_some_and(|d| d <= args.tolerance);
+            rows.push(match difference {
+                Some(d) if d.is_finite() => json!({"engine": name, "output": output, "relative_difference": d}),
+                Some(_) => json!({"engine": name, "output": output, "differs": "in shape, or NaN or infinity against a number"}),
+                None => json!({"engine": name, "output": output, "differs": format!("only one of {name} and {base} has it")}),
+            });
+        }
+    }
+    let compared: Vec<&str> = answers.iter().map(|a| a.0).collect();
     output::print(
-        &json!({"base": results[base].0, "agree": agree, "tolerance": args.tolerance, "results": rows}),
+        &json!({
+            "base": base, "compared": compared, "agree": agree, "tolerance": args.tolerance, "results": rows,
+        }),
         json,
     );
+    if answers.len() < 2 {
+        eprintln!("only {base} could run the model: there is nothing to compare it with");
+    }
     Ok(agree)
 }
 

@@ -2,11 +2,12 @@
 
 use super::{output, tensors};
 use anyhow::{Context, Result};
-use limbeck_autodiff::Differentiate;
-use limbeck_graph::{Cx, Form};
+use limbeck_autodiff::{Differentiate, compose};
+use limbeck_graph::{Cx, Form, Graph, Var};
 use limbeck_runtime::{CompileOptions, Model, engine};
 use limbeck_tensor::{DType, TensorMap};
 use serde_json::json;
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 #[derive(Debug, clap::Args)]
@@ -16,8 +17,8 @@ pub(super) struct Args {
     /// Name of the scalar output to differentiate.
     #[arg(long)]
     loss: String,
-    /// safetensors file with all inputs, or NAME=FILE.npy; repeatable.
-    #[arg(long, required = true)]
+    /// safetensors file with inputs, or NAME=FILE.npy; repeatable.
+    #[arg(long)]
     feeds: Vec<String>,
     /// Where to write the gradients (.safetensors).
     #[arg(long)]
@@ -35,45 +36,59 @@ const PREFIX: &str = "gradient::";
 
 pub(super) fn run(args: &Args, json: bool) -> Result<bool> {
     let feeds = tensors::read_feeds(&args.feeds)?;
-    let graph = tensors::read_shaped(&args.model, &feeds)?;
-    graph.require(&args.loss)?;
-    let float = graph
-        .ty(graph.require(&args.loss)?)
-        .map(|t| t.dtype)
-        .filter(|d| d.is_float())
-        .with_context(|| format!("'{}' is not a float value and cannot be a loss", args.loss))?;
-    let mut names: Vec<String> = graph
-        .initializers()
-        .filter(|(id, t)| t.dtype().is_float() && !graph.inputs.contains(id))
-        .map(|(id, _)| graph.name_of(id).to_owned())
-        .collect();
-    for &input in &graph.inputs {
-        let is_float = graph.ty(input).is_some_and(|t| t.dtype.is_float());
-        if is_float && (args.inputs || graph.initializer(input).is_some()) {
-            names.push(graph.name_of(input).to_owned());
-        }
-    }
-    let cx = Cx::over(graph, float);
-    let wrt: Vec<_> = names.iter().map(|n| cx.named(n)).collect();
-    let gradients = cx.grad(cx.named(&args.loss), &wrt)?;
-    cx.edit(|g| g.outputs.clear());
-    for (name, gradient) in names.iter().zip(&gradients) {
-        cx.output(&format!("{PREFIX}{name}"), *gradient);
-    }
-    let graph = cx.finish()?;
-    // Inputs that no gradient depends on are still fed.
-    let results = evaluate(graph, &args.engine, &feeds)?;
+    let names = wanted(&Graph::read(&args.model)?, args.inputs);
+    let results =
+        evaluate(gradients(tensors::read_shaped(&args.model, &feeds)?, &args.loss, &names)?, &args.engine, &feeds)?;
     let results: TensorMap = results.into_iter().map(|(n, t)| (n.trim_start_matches(PREFIX).to_owned(), t)).collect();
     tensors::write(&args.out, &results)?;
-    let rows: Vec<_> = results
-        .iter()
-        .map(|(name, t)| {
-            let norm = t.to_f64_vec().map(|v| v.iter().map(|x| x * x).sum::<f64>().sqrt()).unwrap_or(f64::NAN);
-            json!({"name": name, "shape": t.shape(), "norm": norm})
-        })
-        .collect();
+    let rows = results.iter().map(|(name, t)| -> Result<_> {
+        let norm = t.to_f64_vec()?.iter().map(|x| x * x).sum::<f64>().sqrt();
+        Ok(json!({"name": name, "shape": t.shape(), "norm": norm}))
+    });
+    let rows = rows.collect::<Result<Vec<_>>>()?;
     output::print(&json!({"loss": args.loss, "engine": args.engine, "gradients": rows}), json);
     Ok(true)
+}
+
+/// The float initializers of a file, and with `inputs` its float inputs, by name.
+fn wanted(graph: &Graph, inputs: bool) -> Vec<String> {
+    let initializers = graph.initializers().filter(|(_, t)| t.dtype().is_float()).map(|(id, _)| id);
+    let fed =
+        graph.inputs.iter().copied().filter(|&id| {
+            inputs && graph.initializer(id).is_none() && graph.ty(id).is_some_and(|t| t.dtype.is_float())
+        });
+    initializers.chain(fed).map(|id| graph.name_of(id).to_owned()).collect()
+}
+
+/// The graph of the gradients of `loss`, as outputs called [`PREFIX`] and a name. Normalisation in training mode is
+/// differentiated through its batch statistics.
+fn gradients(model: Graph, loss: &str, names: &[String]) -> Result<Graph> {
+    let loss_id = model.require(loss)?;
+    let float = model
+        .ty(loss_id)
+        .map(|t| t.dtype)
+        .filter(|d| d.is_float())
+        .with_context(|| format!("'{loss}' is not a float value and cannot be a loss"))?;
+    let cx = Cx::new(&model.name, float);
+    let mut bind = HashMap::new();
+    for &input in model.inputs.iter().filter(|&&i| model.initializer(i).is_none()) {
+        let ty = model.ty(input).cloned().with_context(|| format!("input '{}' has no type", model.name_of(input)))?;
+        let id = cx.edit(|g| g.add_input(model.name_of(input), ty));
+        bind.insert(input, cx.var(id));
+    }
+    for (id, tensor) in model.initializers() {
+        bind.insert(id, cx.initializer(model.name_of(id), tensor.clone()));
+    }
+    let values = cx.inline_with(&model, &bind, &mut compose)?;
+    let var = |name: &str| -> Result<Var<'_>> {
+        let id = model.require(name)?;
+        values.get(&id).copied().with_context(|| format!("'{name}' is never computed"))
+    };
+    let wrt = names.iter().map(|n| var(n)).collect::<Result<Vec<_>>>()?;
+    for (name, gradient) in names.iter().zip(cx.grad(var(loss)?, &wrt)?) {
+        cx.output(&format!("{PREFIX}{name}"), gradient);
+    }
+    Ok(cx.finish()?)
 }
 
 /// Runs a built graph on an engine or the reference evaluator.

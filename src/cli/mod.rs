@@ -20,11 +20,13 @@ use std::process::ExitCode;
 
 /// Distils a trained network into a small student, ships it as ONNX and keeps it learning on the device.
 #[derive(Debug, Parser)]
-#[command(version, about, max_term_width = 110)]
+#[command(version, about, max_term_width = 110, args_conflicts_with_subcommands = true)]
 pub struct Cli {
     /// What to do; nothing runs the demo.
     #[command(subcommand)]
     command: Option<Command>,
+    #[command(flatten)]
+    demo: crate::digits::DemoArgs,
     /// Print facts as JSON.
     #[arg(long, global = true)]
     json: bool,
@@ -84,8 +86,8 @@ pub fn main() -> ExitCode {
 
 fn dispatch(cli: Cli) -> Result<bool> {
     let json = cli.json;
-    match cli.command.unwrap_or_else(|| Command::Demo(crate::digits::DemoArgs::default())) {
-        Command::Demo(args) => crate::digits::run(&args).map(|()| true),
+    match cli.command.unwrap_or(Command::Demo(cli.demo)) {
+        Command::Demo(args) => crate::digits::run(&args, json).map(|()| true),
         Command::Doctor => doctor::run(json),
         Command::Inspect(args) => inspect::run(&args, json),
         Command::Run(args) => run::run(&args, json),

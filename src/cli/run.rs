@@ -1,7 +1,7 @@
 //! `limbeck run`: a model on tensors from files.
 
 use super::{output, tensors};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use limbeck_graph::Graph;
 use limbeck_runtime::{CompileOptions, Model, engine};
 use limbeck_tensor::{TensorMap, map_file};
@@ -12,8 +12,8 @@ use std::path::PathBuf;
 pub(super) struct Args {
     /// ONNX model.
     model: PathBuf,
-    /// safetensors file with all inputs, or NAME=FILE.npy; repeatable.
-    #[arg(long, required = true)]
+    /// safetensors file with inputs, or NAME=FILE.npy; repeatable.
+    #[arg(long)]
     feeds: Vec<String>,
     /// Where to write the outputs (.safetensors, or .npy for a single one).
     #[arg(long)]
@@ -49,18 +49,16 @@ pub(super) fn run_on(name: &str, model: &PathBuf, feeds: &TensorMap, threads: us
     let engine = engine(name)?;
     let options = CompileOptions { threads, ..CompileOptions::default() };
     let bytes = if name == "tract" {
-        // tract wants fixed shapes and no named dims that it cannot solve.
+        // tract wants fixed shapes, and takes what a file declares of inner values for true: it infers them itself.
         let mut graph = Graph::read(model)?;
-        tensors::shape_inputs(&mut graph, feeds).or_else(|_| anyhow::Ok(()))?;
+        tensors::set_inputs(&mut graph, feeds)?;
+        tensors::forget_inner_types(&mut graph);
         graph.to_bytes()?
     } else {
         map_file(model)?
     };
     let folder = model.parent().map(std::path::Path::to_path_buf);
     let program = engine.compile(&Model { bytes, folder, state: vec![] }, &options).context("compiling the model")?;
-    if program.inputs().is_empty() && !feeds.is_empty() {
-        bail!("the model takes no inputs");
-    }
     let outputs = program.infer(&tensors::as_feeds(feeds))?;
     Ok((outputs, program.provider().to_owned()))
 }

@@ -41,9 +41,16 @@ pub(super) fn read_shaped(model: &PathBuf, feeds: &TensorMap) -> Result<Graph> {
     Ok(graph)
 }
 
-/// Gives the inputs the shapes of the feeds and infers all others. Missing and unknown feeds and wrong dtypes or
-/// ranks are errors by name.
+/// Gives the inputs the shapes of the feeds and infers all other types.
 pub(super) fn shape_inputs(graph: &mut Graph, feeds: &TensorMap) -> Result<()> {
+    set_inputs(graph, feeds)?;
+    graph.infer_types()?;
+    Ok(())
+}
+
+/// Gives the inputs the shapes of the feeds. Missing and unknown feeds, wrong dtypes, ranks and extents, and numbers that
+/// are not finite are errors by name.
+pub(super) fn set_inputs(graph: &mut Graph, feeds: &TensorMap) -> Result<()> {
     let needed: Vec<_> = graph.inputs.iter().copied().filter(|&i| graph.initializer(i).is_none()).collect();
     for name in feeds.keys() {
         if !needed.iter().any(|&i| graph.name_of(i) == name) {
@@ -66,10 +73,24 @@ pub(super) fn shape_inputs(graph: &mut Graph, feeds: &TensorMap) -> Result<()> {
                 bail!("input '{name}' takes {shown}, but {}{:?} was given", tensor.dtype(), tensor.shape());
             }
         }
+        if !tensor.all_finite() {
+            bail!("input '{name}' holds NaN or infinity");
+        }
         graph.set_ty(id, Some(TensorType::of(tensor)));
     }
-    graph.infer_types()?;
     Ok(())
+}
+
+/// Drops what is declared of values that nodes produce; of outputs their shapes alone.
+pub(super) fn forget_inner_types(graph: &mut Graph) {
+    for id in graph.value_ids() {
+        if graph.producer(id).is_none() {
+            continue;
+        }
+        let output = graph.ty(id).filter(|_| graph.outputs.contains(&id));
+        let ty = output.map(|t| TensorType { dims: None, ..t.clone() });
+        graph.set_ty(id, ty);
+    }
 }
 
 /// Feeds as an engine takes them.

@@ -5,17 +5,20 @@ use limbeck_distill::{Net, Step};
 use limbeck_exporters::{BundleContents, ModelContents, SelfTestContents, StepContents, write_bundle};
 use limbeck_graph::Form;
 use limbeck_runtime::{Engine, StateRole, TensorEntry, noise};
-use limbeck_tensor::TensorMap;
+use limbeck_tensor::{TensorMap, io::write_safetensors};
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::data::{CLASSES, SIDE, class_balanced, rows};
 use super::engine::{SCORE_BATCH, outputs};
 use super::field::{device_step, serving_step};
+use super::nets::student;
 use super::{Prepared, compress::Compressed};
 
 /// Digits in the replay memory, per class.
 const MEMORY_PER_CLASS: usize = 40;
+/// A recipe for the student.
+const RECIPE: &[u8] = include_bytes!("../../examples/digits.toml");
 /// Vectors of the self-test.
 const SELF_TEST_ROWS: usize = 16;
 
@@ -82,6 +85,26 @@ pub fn write(folder: &Path, c: &Compressed, p: &Prepared, engine: &dyn Engine, s
         },
     )?;
     Ok(())
+}
+
+/// Writes what others may want beside the bundle: the networks of split 0 as ONNX files in `models/`, its test digits
+/// (`x`, `y`) with the shipped student's `logits` on this engine as `test-digits.safetensors`, and in `recipe/` what
+/// `limbeck distill` needs to train the student again.
+pub fn write_models(folder: &Path, c: &Compressed, p: &Prepared, engine: &dyn Engine) -> Result<()> {
+    let models = folder.join("models");
+    std::fs::create_dir_all(&models)?;
+    for (file, graph) in [("teacher", p.teacher.net.graph()), ("student", c.float.graph()), ("student-int8", &c.int8)] {
+        graph.write(models.join(format!("{file}.onnx")))?;
+    }
+    let mut digits = p.split.test.tensors().clone();
+    digits.insert("logits".into(), logits(&c.float, engine, p.split.test.get("x")?)?);
+    write_safetensors(&folder.join("test-digits.safetensors"), &digits)?;
+    let recipe = folder.join("recipe");
+    std::fs::create_dir_all(&recipe)?;
+    limbeck_tensor::replace_file(&recipe.join("digits.toml"), RECIPE)?;
+    student(0)?.graph().write(recipe.join("student.onnx"))?;
+    write_safetensors(&recipe.join("train.safetensors"), p.split.train.tensors())?;
+    Ok(write_safetensors(&recipe.join("validation.safetensors"), p.split.validation.tensors())?)
 }
 
 fn logits(net: &Net, engine: &dyn Engine, x: &limbeck_tensor::Tensor) -> Result<limbeck_tensor::Tensor> {

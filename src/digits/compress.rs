@@ -9,10 +9,11 @@ use limbeck_exporters::{
 };
 use limbeck_graph::Graph;
 use limbeck_runtime::Engine;
-use limbeck_tensor::{DType, TensorMap};
+use limbeck_tensor::{DType, Tensor, TensorMap};
 use std::time::Instant;
 
 use super::Prepared;
+use super::data::{PIXELS, SIDE};
 use super::distil::{Teaching, train_student};
 use super::engine::{compile, outputs, score};
 
@@ -32,7 +33,7 @@ pub struct Measured {
     pub parameters: usize,
     /// Bytes of the ONNX file.
     pub bytes: usize,
-    /// Median time of one image on one thread, in ms.
+    /// Median time of one image on one thread, in ms; NaN until it is measured.
     pub latency_ms: f64,
     /// Nodes that compute in integers and in floating point.
     pub nodes: (usize, usize),
@@ -42,6 +43,8 @@ pub struct Measured {
 pub struct Compressed {
     /// After each step.
     pub stages: Vec<Measured>,
+    /// The network of each step.
+    graphs: Vec<Graph>,
     /// Folded, in float: what goes on learning.
     pub float: Net,
     /// In int8: the smallest form.
@@ -54,7 +57,14 @@ pub struct Compressed {
 
 /// Compresses a distilled student with its teacher's stored outputs.
 pub fn compress(student: &Net, p: &Prepared, engine: &dyn Engine, seed: u64) -> Result<Compressed> {
-    let mut stages = vec![measure("distilled", student, engine, p)?];
+    let mut graphs: Vec<Graph> = vec![];
+    let mut stages: Vec<Measured> = vec![];
+    let mut keep = |stage: &'static str, graph: &Graph, parameters: usize| -> Result<()> {
+        stages.push(measure(stage, graph, parameters, engine, p)?);
+        graphs.push(graph.clone());
+        Ok(())
+    };
+    keep("distilled", student.graph(), student.parameter_count())?;
 
     let mut graph = student.graph().clone();
     graph.infer_types()?;
@@ -69,9 +79,9 @@ pub fn compress(student: &Net, p: &Prepared, engine: &dyn Engine, seed: u64) -> 
         bail!("pruning removed nothing: {:?}", report.frozen);
     }
     let pruned = Net::from_graph(graph)?;
-    stages.push(measure("pruned", &pruned, engine, p)?);
+    keep("pruned", pruned.graph(), pruned.parameter_count())?;
     let recovered = train_student(&pruned, &p.pool, engine, Teaching::Recovery, 18, seed)?.net;
-    stages.push(measure("pruned, recovered", &recovered, engine, p)?);
+    keep("pruned, recovered", recovered.graph(), recovered.parameter_count())?;
 
     let calibration_x = p.split.calibration.get("x")?;
     let mut graph = recovered.graph().clone();
@@ -84,14 +94,14 @@ pub fn compress(student: &Net, p: &Prepared, engine: &dyn Engine, seed: u64) -> 
     let removed = (blocks[weakest].name.clone(), scores);
     remove_block(&mut graph, &blocks[weakest])?;
     let reduced = Net::from_graph(graph)?;
-    stages.push(measure("block removed", &reduced, engine, p)?);
+    keep("block removed", reduced.graph(), reduced.parameter_count())?;
     let recovered = train_student(&reduced, &p.pool, engine, Teaching::Recovery, 30, seed + 1)?.net;
-    stages.push(measure("block removed, recovered", &recovered, engine, p)?);
+    keep("block removed, recovered", recovered.graph(), recovered.parameter_count())?;
 
     let mut folded = recovered.graph().clone();
     fold_batch_norm(&mut folded)?;
     let float = Net::from_graph(folded)?;
-    stages.push(measure("normalisation folded", &float, engine, p)?);
+    keep("normalisation folded", float.graph(), float.parameter_count())?;
 
     let mut observed = observed_values(float.graph())?;
     observed.retain(|n| n != "x");
@@ -102,38 +112,46 @@ pub fn compress(student: &Net, p: &Prepared, engine: &dyn Engine, seed: u64) -> 
     let profile = if engine.name() == "tract" { Profile::Tract } else { Profile::Server };
     let options = QuantOptions { profile, activations: DType::U8, ..QuantOptions::default() };
     let (int8, _) = quantise(float.graph(), &calibration, &options)?;
-    let mut last = measure_graph("int8", &int8, engine, p)?;
-    last.parameters = float.parameter_count();
-    stages.push(last);
-    Ok(Compressed { stages, float, int8, removed, calibration })
+    keep("int8", &int8, float.parameter_count())?;
+    Ok(Compressed { stages, graphs, float, int8, removed, calibration })
 }
 
-fn measure(stage: &'static str, net: &Net, engine: &dyn Engine, p: &Prepared) -> Result<Measured> {
-    let mut measured = measure_graph(stage, net.graph(), engine, p)?;
-    measured.parameters = net.parameter_count();
-    Ok(measured)
-}
-
-fn measure_graph(stage: &'static str, graph: &Graph, engine: &dyn Engine, p: &Prepared) -> Result<Measured> {
-    let accuracy = score(graph, engine, &p.split.test)?;
-    let program = compile(graph, engine, 1)?;
-    let one = p.split.test.get("x")?.rows(0..1)?.aligned();
-    let mut times = Vec::with_capacity(LATENCY_RUNS);
-    for _ in 0..LATENCY_RUNS {
-        let start = Instant::now();
-        program.infer(&[("x", &one)])?;
-        times.push(start.elapsed().as_secs_f64() * 1e3);
+impl Compressed {
+    /// Times each step's network on one image and one thread. Nothing else should run meanwhile.
+    pub fn measure_latency(&mut self, engine: &dyn Engine) -> Result<()> {
+        let image = Tensor::new([1, 1, SIDE, SIDE], vec![0.5f32; PIXELS])?;
+        for (stage, graph) in self.stages.iter_mut().zip(&self.graphs) {
+            let program = compile(graph, engine, 1)?;
+            let mut times = Vec::with_capacity(LATENCY_RUNS);
+            for _ in 0..LATENCY_RUNS {
+                let start = Instant::now();
+                program.infer(&[("x", &image)])?;
+                times.push(start.elapsed().as_secs_f64() * 1e3);
+            }
+            times.sort_by(f64::total_cmp);
+            stage.latency_ms = times[times.len() / 2];
+        }
+        Ok(())
     }
-    times.sort_by(f64::total_cmp);
+}
+
+/// What can be said of a step without a clock.
+fn measure(
+    stage: &'static str,
+    graph: &Graph,
+    parameters: usize,
+    engine: &dyn Engine,
+    p: &Prepared,
+) -> Result<Measured> {
     let mut bound = graph.clone();
     bound.bind_dims(&[("batch", 1)])?;
     let cost = model_cost(&bound);
     Ok(Measured {
         stage,
-        accuracy,
-        parameters: 0,
+        accuracy: score(graph, engine, &p.split.test)?,
+        parameters,
         bytes: graph.to_bytes()?.len(),
-        latency_ms: times[times.len() / 2],
+        latency_ms: f64::NAN,
         nodes: (cost.int_nodes, cost.float_nodes),
     })
 }

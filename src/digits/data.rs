@@ -12,6 +12,8 @@ pub const SIDE: usize = 8;
 pub const PIXELS: usize = SIDE * SIDE;
 /// Number of classes.
 pub const CLASSES: usize = 10;
+/// Splits whose test parts together are the whole data set.
+pub const SPLITS: usize = 5;
 /// Blocks that the data set is cut into, in its own order.
 const BLOCKS: usize = 20;
 
@@ -161,21 +163,27 @@ pub fn rows(data: &Arrays, field: &str, indices: &[usize]) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
 
     #[test]
     fn splits_are_disjoint_and_tests_cover_everything() {
         let all = load().unwrap();
         let n = all.get("y").unwrap().len();
         assert_eq!(n, 1797);
-        let mut tested = 0;
-        for k in 0..5 {
+        // Samples told apart by their place.
+        let places = Tensor::new([n], (0..n as i64).collect()).unwrap();
+        let all = all.with("place", places).unwrap();
+        let places_of = |part: &Arrays| part.get("place").unwrap().to_vec::<i64>().unwrap();
+        let mut tested: BTreeSet<i64> = BTreeSet::new();
+        for k in 0..SPLITS {
             let s = split(&all, k).unwrap();
-            let sizes = [&s.train, &s.validation, &s.calibration, &s.test, &s.stream, &s.field]
-                .map(|p| p.get("y").unwrap().len());
-            assert_eq!(sizes.iter().sum::<usize>(), n);
-            tested += sizes[3];
+            let parts = [&s.train, &s.validation, &s.calibration, &s.test, &s.stream, &s.field].map(places_of);
+            let distinct: BTreeSet<i64> = parts.iter().flatten().copied().collect();
+            assert_eq!(parts.iter().map(Vec::len).sum::<usize>(), n);
+            assert_eq!(distinct.len(), n);
+            tested.extend(&parts[3]);
         }
-        assert_eq!(tested, n);
+        assert_eq!(tested.len(), n);
     }
 
     #[test]
@@ -183,8 +191,9 @@ mod tests {
         let mut image = vec![0f32; PIXELS];
         image[1] = 1.0;
         Warp { degrees: 90.0, shift: [0.0; 2], scale: 1.0 }.apply(&mut image);
+        // Counter-clockwise, the top edge becomes the left one: column 1 from the left is row 1 from the bottom.
         let bright: Vec<usize> = (0..PIXELS).filter(|&i| image[i] > 0.99).collect();
-        assert_eq!(bright.len(), 1);
+        assert_eq!(bright, [(SIDE - 2) * SIDE]);
         assert!((image.iter().sum::<f32>() - 1.0).abs() < 1e-5);
     }
 }

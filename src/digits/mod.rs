@@ -27,8 +27,6 @@ use field::{Arm, Field, Moment};
 
 use crate::report::Table;
 
-/// Splits that compression and the field are paired over.
-pub const SPLITS: usize = 5;
 /// Seeds of the comparison between taught and untaught students, on split 0.
 pub const SEEDS: u64 = 3;
 
@@ -47,12 +45,14 @@ pub struct DemoArgs {
     /// Tasks at once; 0 for all cores.
     #[arg(long, default_value_t = 0)]
     pub threads: usize,
+    /// Splits that compression and the field are paired over, 1 to 5; fewer are quicker and say less.
+    #[arg(long, default_value_t = data::SPLITS, value_parser = splits)]
+    pub splits: usize,
 }
 
-impl Default for DemoArgs {
-    fn default() -> Self {
-        DemoArgs { engine: "tract".into(), out: "limbeck-demo".into(), seed: 0, threads: 0 }
-    }
+fn splits(text: &str) -> Result<usize, String> {
+    let n = text.parse().ok().filter(|n| (1..=data::SPLITS).contains(n));
+    n.ok_or_else(|| format!("there are 1 to {} splits", data::SPLITS))
 }
 
 /// A test digit and what the shipped student said.
@@ -123,19 +123,26 @@ pub struct Prepared {
 }
 
 /// Runs the demo with the settings of the command line.
-pub fn run(args: &DemoArgs) -> Result<()> {
+pub fn run(args: &DemoArgs, json: bool) -> Result<()> {
     let engine = limbeck_runtime::engine(&args.engine)?;
     let out = fresh_folder(&args.out)?;
-    println!("Limbeck demo on {} {}, results go to {}", engine.name(), engine.describe().version, out.display());
+    if !json {
+        println!("Limbeck demo on {} {}, results go to {}", engine.name(), engine.describe().version, out.display());
+    }
     let results = study(&DemoArgs { out: out.clone(), ..args.clone() }, engine)?;
+    let report = out.join("report.html");
+    limbeck_tensor::replace_file(&report, present::report(&results)?.as_bytes())?;
+    let bundle = out.join("bundle-0");
+    if json {
+        println!("{:#}", present::facts(&results, &report, &bundle));
+        return Ok(());
+    }
     for table in present::tables(&results) {
         println!("\n{}\n{}", table.caption, table.to_text());
     }
     println!("\n{}\n{}", results.engines.caption, results.engines.to_text());
     println!("\n{}", results.bundle_note);
-    let report = out.join("report.html");
-    limbeck_tensor::replace_file(&report, present::report(&results)?.as_bytes())?;
-    println!("Report: {}\nBundle: {}", report.display(), out.join("bundle-0").display());
+    println!("Report: {}\nBundle: {}\nModels: {}", report.display(), bundle.display(), out.join("models").display());
     Ok(())
 }
 
@@ -156,7 +163,7 @@ fn study(args: &DemoArgs, engine: &dyn Engine) -> Result<Results> {
     };
     let all = data::load()?;
     let mut times = vec![];
-    let splits: Vec<usize> = (0..SPLITS).collect();
+    let splits: Vec<usize> = (0..args.splits).collect();
 
     let (prepared, time) = stage("teacher", splits.len(), |bar| {
         parallel::map(&splits, threads, |&k| prepare(&all, k, engine, args.seed), || bar.inc(1))
@@ -164,7 +171,7 @@ fn study(args: &DemoArgs, engine: &dyn Engine) -> Result<Results> {
     times.push(time);
 
     // Split 0 with three seeds each way, and one taught student for every other split.
-    let mut tasks: Vec<(usize, u64, Teaching)> = (1..SPLITS).map(|k| (k, 0, Teaching::Hint)).collect();
+    let mut tasks: Vec<(usize, u64, Teaching)> = (1..args.splits).map(|k| (k, 0, Teaching::Hint)).collect();
     for seed in 0..SEEDS {
         tasks.push((0, seed, Teaching::Hint));
         tasks.push((0, seed, Teaching::Labels));
@@ -191,11 +198,20 @@ fn study(args: &DemoArgs, engine: &dyn Engine) -> Result<Results> {
     };
     let distilled = splits.iter().map(|&k| Ok(student_of(k)?.test)).collect::<Result<Vec<f64>>>()?;
 
-    let (compressed, time) = stage("compression", splits.len(), |bar| {
+    let (mut compressed, time) = stage("compression", splits.len(), |bar| {
         let task = |&k: &usize| -> Result<Compressed> {
             compress::compress(&student_of(k)?.net, &prepared[k], engine, args.seed + k as u64)
         };
         parallel::map(&splits, threads, task, || bar.inc(1))
+    })?;
+    times.push(time);
+    // One after the other, so that nothing else runs meanwhile.
+    let ((), time) = stage("latency", splits.len(), |bar| {
+        for c in &mut compressed {
+            c.measure_latency(engine)?;
+            bar.inc(1);
+        }
+        Ok(())
     })?;
     times.push(time);
 
@@ -205,7 +221,7 @@ fn study(args: &DemoArgs, engine: &dyn Engine) -> Result<Results> {
             bundle::write(&folders[k], &compressed[k], &prepared[k], engine, args.seed + k as u64)?;
             bar.inc(1);
         }
-        Ok(())
+        bundle::write_models(&args.out, &compressed[0], &prepared[0], engine)
     })?;
     times.push(time);
 

@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use limbeck_tensor::Tensor;
-use limbeck_tensor::io::{read_safetensors, write_npy};
+use limbeck_tensor::io::{read_npy, read_safetensors, write_npy};
 
 use crate::process::{self, cargo, output};
 
@@ -104,55 +104,97 @@ impl Toolchain {
     }
 }
 
-/// Builds `package` for the device, starts it, and exercises it on `bundle`.
+/// Builds `package` for the device and exercises it on a bundle: the given one, or one of the demo, made first.
 pub(crate) fn run(toolchain: &Toolchain, package: &str, bundle: Option<&Path>) -> Result<()> {
+    let bundle = match bundle {
+        Some(bundle) => bundle.to_owned(),
+        None => demo_bundle()?,
+    };
     let binary = toolchain.build(package)?;
     let kib = fs::metadata(&binary)?.len().div_ceil(1024);
     eprintln!("{}: {kib} KiB", binary.display());
-    process::run(toolchain.command(&binary).arg("--help"))?;
-    match bundle {
-        Some(bundle) => exercise(toolchain, &binary, bundle),
-        None => Ok(()),
-    }
+    exercise(toolchain, &binary, &bundle)
 }
 
-/// What a device does with a bundle, step by step; each must succeed.
+/// A bundle of the demo on one split, made by this machine's own build.
+fn demo_bundle() -> Result<PathBuf> {
+    let folder = env::current_dir()?.join(FOLDER).join("demo");
+    if folder.exists() {
+        fs::remove_dir_all(&folder)?;
+    }
+    process::run(cargo().args(["run", "--package", "limbeck", "--", "demo", "--splits", "1", "--out"]).arg(&folder))?;
+    Ok(folder.join("bundle-0"))
+}
+
+/// What a device does with a bundle, step by step; each must succeed, and the answers must be the host's.
 fn exercise(toolchain: &Toolchain, binary: &Path, bundle: &Path) -> Result<()> {
-    let on = |command: &str| {
+    let folder = env::current_dir()?.join(FOLDER);
+    let (inputs, labels, outputs) = (folder.join("x.npy"), folder.join("y.npy"), folder.join("logits.npy"));
+    let digits = bundle.with_file_name("test-digits.safetensors");
+    let digits = read_safetensors(&digits).context("the digits and answers that the demo writes beside its bundles")?;
+    let field = |name: &str| digits.get(name).with_context(|| format!("test-digits.safetensors lacks `{name}`"));
+    // The bundle itself stays as it is.
+    let learning = folder.join("learning");
+    copy_folder(bundle, &learning)?;
+    let on = |command: &str, bundle: &Path| {
         let mut on = toolchain.command(binary);
         on.arg(command).arg(bundle);
         on
     };
-    process::run(&mut on("self-test"))?;
-    process::run(&mut on("info"))?;
-    let Some((x, y)) = rows(bundle)? else {
-        eprintln!("{}: no replay rows, so nothing to predict and learn from", bundle.display());
-        return Ok(());
-    };
-    let folder = env::current_dir()?.join(FOLDER);
-    let (inputs, labels) = (folder.join("inputs.npy"), folder.join("labels.npy"));
-    fs::create_dir_all(&folder)?;
-    write_npy(&inputs, &x)?;
-    write_npy(&labels, &y)?;
-    process::run(on("predict").arg("--inputs").arg(&inputs).arg("--out").arg(folder.join("outputs.npy")))?;
-    // The bundle stays as it is, and whether the candidate is any good is not the question here.
-    let quick = ["--steps", "1", "--max-drop", "1", "--inputs"];
-    process::run(on("learn").args(quick).arg(&inputs).arg("--labels").arg(&labels))?;
-    process::run(on("learn").args(quick).arg(&inputs))
+    process::run(&mut on("self-test", bundle))?;
+    write_npy(&inputs, &field("x")?.aligned())?;
+    process::run(on("predict", bundle).arg("--inputs").arg(&inputs).arg("--out").arg(&outputs))?;
+    let (theirs, ours) = (read_npy(&outputs)?, field("logits")?);
+    let difference = agreement(&theirs, ours)?;
+    eprintln!("{} digits answered as on this machine; logits differ by {difference:.1e}", ours.shape()[0]);
+
+    const ROWS: usize = 48;
+    write_npy(&inputs, &field("x")?.rows(0..ROWS)?.aligned())?;
+    write_npy(&labels, &field("y")?.rows(0..ROWS)?.aligned())?;
+    // Whether the candidate is any good is not the question here.
+    let learn = ["--max-drop", "1", "--commit", "--inputs"];
+    process::run(on("learn", &learning).args(learn).arg(&inputs).arg("--labels").arg(&labels))?;
+    process::run(on("learn", &learning).args(learn).arg(&inputs))?;
+    process::run(&mut on("self-test", &learning))?;
+    let info: serde_json::Value = serde_json::from_str(&process::output(&mut on("info", &learning))?)?;
+    ensure!(info["commits"] == 2 && info["weights"]["sequence"] == 2, "two commits were made, but: {info:#}");
+    write_npy(&inputs, &field("x")?.aligned())?;
+    process::run(on("predict", &learning).arg("--inputs").arg(&inputs).arg("--out").arg(&outputs))?;
+    ensure!(read_npy(&outputs)?.bytes() != theirs.bytes(), "the committed weights answer as the shipped ones do");
+    Ok(())
 }
 
-/// The first rows of a bundle's replay and their labels.
-fn rows(bundle: &Path) -> Result<Option<(Tensor, Tensor)>> {
-    const ROWS: usize = 24;
-    let manifest: serde_json::Value = serde_json::from_slice(&fs::read(bundle.join("bundle.json"))?)?;
-    let Some(file) = manifest["replay"]["file"].as_str() else { return Ok(None) };
-    let all = read_safetensors(&bundle.join(file))?;
-    let first = |name: &str| -> Result<Tensor> {
-        let tensor = all.get(name).with_context(|| format!("{file} lacks `{name}`"))?;
-        let rows = tensor.shape().first().map_or(0, |n| ROWS.min(*n));
-        Ok(tensor.rows(0..rows)?.aligned())
-    };
-    Ok(Some((first("x")?, first("y")?)))
+/// The largest difference relative to the largest logit; an error if it exceeds 1e-4 or an answer differs.
+fn agreement(got: &Tensor, wanted: &Tensor) -> Result<f64> {
+    ensure!(got.shape() == wanted.shape(), "logits are {:?}, not {:?}", got.shape(), wanted.shape());
+    let classes = wanted.shape().last().copied().unwrap_or(1).max(1);
+    let (a, b) = (got.to_f64_vec()?, wanted.to_f64_vec()?);
+    let best = |row: &[f64]| (0..row.len()).max_by(|&i, &j| row[i].total_cmp(&row[j]));
+    for (i, (x, y)) in a.chunks(classes).zip(b.chunks(classes)).enumerate() {
+        ensure!(best(x) == best(y), "digit {i}: the device answers {:?}, this machine {:?}", best(x), best(y));
+    }
+    let largest = b.iter().fold(f64::MIN_POSITIVE, |m, v| m.max(v.abs()));
+    let difference = a.iter().zip(&b).fold(0.0, |m, (x, y)| f64::max(m, (x - y).abs())) / largest;
+    ensure!(difference <= 1e-4, "logits differ by {difference:e} of the largest");
+    Ok(difference)
+}
+
+/// Copies a folder of files and folders, in place of an earlier copy.
+fn copy_folder(from: &Path, to: &Path) -> Result<()> {
+    if to.exists() {
+        fs::remove_dir_all(to)?;
+    }
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from).with_context(|| from.display().to_string())? {
+        let path = entry?.path();
+        let target = to.join(path.file_name().context("an entry has a name")?);
+        if path.is_dir() {
+            copy_folder(&path, &target)?;
+        } else {
+            fs::copy(&path, &target).with_context(|| path.display().to_string())?;
+        }
+    }
+    Ok(())
 }
 
 /// Which parts of a cross toolchain this machine lacks.
@@ -209,7 +251,7 @@ impl Missing {
             command.env("DEBIAN_FRONTEND", "noninteractive");
             command
         };
-        process::run(apt().args(["--quiet", "--quiet", "update"]))?;
+        process::run(apt().args(["--quiet", "--quiet", "update"])).with_context(|| self.remedy())?;
         process::run(apt().args(["--quiet", "--yes", "install", "--no-install-recommends"]).args(&packages))
             .with_context(|| self.remedy())
     }
@@ -239,6 +281,10 @@ fn debian_std() -> Result<PathBuf> {
         return Ok(unpacked.join("usr"));
     }
     let apt = folder.join("apt");
+    // Nothing of a run that failed may be taken for this version's.
+    if apt.exists() {
+        fs::remove_dir_all(&apt)?;
+    }
     for needed in ["lists/partial", "cache/archives/partial", "state", "fetched"] {
         fs::create_dir_all(apt.join(needed))?;
     }
