@@ -10,24 +10,24 @@ use limbeck::runtime::{CompileOptions, Engine, Model, Program, StateRole, noise}
 use limbeck::tensor::{DType, Tensor, TensorMap};
 
 /// A net with the batch its train step is timed at.
-pub struct Case {
+pub(crate) struct Case {
     /// Name in tables.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// The net; input `x`, output `logits`.
-    pub net: Net,
+    pub(crate) net: Net,
     /// Shape of one sample.
-    pub sample: &'static [usize],
+    pub(crate) sample: &'static [usize],
     /// Samples of a train step.
-    pub batch: usize,
+    pub(crate) batch: usize,
     /// Classes.
-    pub classes: usize,
+    pub(crate) classes: usize,
 }
 
 /// Seed of all weights and data.
 const SEED: u64 = 0;
 
 /// The three nets: the student of the digits demo, ResNet-8, and a transformer of two layers of width 128.
-pub fn cases() -> Result<Vec<Case>> {
+pub(crate) fn cases() -> Result<Vec<Case>> {
     Ok(vec![
         Case { name: "digits-student", net: nets::student(SEED)?, sample: &[1, 8, 8], batch: 32, classes: 10 },
         Case { name: "resnet8", net: models::resnet8(SEED)?, sample: &[3, 32, 32], batch: 32, classes: 10 },
@@ -43,7 +43,7 @@ pub fn cases() -> Result<Vec<Case>> {
 
 /// `0.1 CE + 0.9 T² KL` at T = 4 on given teacher logits, batch statistics where the net has batch normalisation, SGD with
 /// momentum 0.9.
-pub fn train_step(case: &Case) -> Result<Step> {
+pub(crate) fn train_step(case: &Case) -> Result<Step> {
     Ok(build_step("bench", DType::F32, |s| {
         let x = s.batch("x", DType::F32, &[&[case.batch], case.sample].concat())?;
         let labels = s.batch("y", DType::I64, &[case.batch])?;
@@ -63,12 +63,12 @@ pub fn train_step(case: &Case) -> Result<Step> {
 }
 
 /// The step in the form that the engine runs best.
-pub fn lowered(step: &Step, engine: &dyn Engine) -> Result<Step> {
+pub(crate) fn lowered(step: &Step, engine: &dyn Engine) -> Result<Step> {
     Ok(nets::lowered(step.clone(), nets::form_for(engine.name()))?)
 }
 
 /// A batch of seeded noise with labels and teacher logits.
-pub fn batch(case: &Case) -> Result<TensorMap> {
+pub(crate) fn batch(case: &Case) -> Result<TensorMap> {
     let mut stream = noise::stream(SEED, 0, "bench");
     let mut normal = |shape: Vec<usize>| {
         let values = (0..shape.iter().product()).map(|_| stream.normal() as f32).collect();
@@ -83,7 +83,7 @@ pub fn batch(case: &Case) -> Result<TensorMap> {
 }
 
 /// An inference program at a fixed batch.
-pub fn inference(net: &Net, engine: &dyn Engine, batch: usize, threads: usize) -> Result<Box<dyn Program>> {
+pub(crate) fn inference(net: &Net, engine: &dyn Engine, batch: usize, threads: usize) -> Result<Box<dyn Program>> {
     let mut graph: Graph = net.graph().clone();
     graph.bind_dims(&[("batch", batch)])?;
     let form = if engine.name() == "tract" { Form::Fused } else { Form::Portable };

@@ -26,6 +26,16 @@ impl Step {
         Ok(self.manifest.model(self.bytes()?))
     }
 
+    /// An upper bound of a run's memory in bytes: parameters, optimiser state and averages twice (before and after), and
+    /// every intermediate value at once.
+    pub fn predicted_bytes(&self) -> u64 {
+        let roles = [StateRole::Parameter, StateRole::Optimiser, StateRole::Average];
+        let state: usize = roles.iter().map(|&r| self.manifest.state_bytes(r)).sum();
+        let of = |ty: &limbeck_graph::TensorType| ty.dtype.byte_len(ty.concrete()?.iter().product());
+        let values: usize = self.graph.value_ids().filter_map(|v| of(self.graph.ty(v)?)).sum();
+        (2 * state + values) as u64
+    }
+
     /// The ONNX file.
     pub fn bytes(&self) -> Result<Bytes, DistillError> {
         Ok(self.graph.to_bytes()?)

@@ -1,13 +1,15 @@
 //! `limbeck export`: passes that make a student smaller, from file to file.
 
 use super::{output, tensors};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use limbeck_exporters::{
-    Calibration, HalfOptions, Method, Profile, PruneOptions, PruneTarget, QuantOptions, fold_batch_norm, model_cost,
-    observed_values, prune, quantise, to_half, with_outputs,
+    Calibration, HalfOptions, Method, Order, Profile, PruneOptions, PruneTarget, QuantOptions, block_values,
+    choose_blocks, fold_batch_norm, model_cost, observed_values, prune, quantise, removable_blocks, remove_blocks,
+    score_blocks, to_half, with_outputs,
 };
 use limbeck_graph::Graph;
-use limbeck_tensor::DType;
+use limbeck_targets::Activations;
+use limbeck_tensor::{DType, TensorMap};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
@@ -25,21 +27,14 @@ pub(super) enum Command {
         /// Kept channels are rounded up to a multiple of this.
         #[arg(long, default_value_t = 8)]
         round_to: usize,
+        /// Largest share of the parameters that may go at once.
+        #[arg(long, default_value_t = 1.0 / 3.0)]
+        max_per_round: f64,
     },
+    /// Removes residual blocks that change least what flows through them; distil afterwards.
+    Reduce(Reduce),
     /// Quantises to int8 with ranges from calibration data.
-    Quantise {
-        #[command(flatten)]
-        files: Files,
-        /// Calibration feeds: safetensors with all inputs, or NAME=FILE.npy; repeatable.
-        #[arg(long, required = true)]
-        feeds: Vec<String>,
-        /// server (QDQ, for ONNX Runtime) or tract (integer ops that tract runs).
-        #[arg(long, default_value = "server", value_parser = ["server", "tract"])]
-        profile: String,
-        /// Signed activations, for ARM and TensorRT.
-        #[arg(long)]
-        signed: bool,
-    },
+    Quantise(Quantise),
     /// Stores weights as float16.
     Half(Files),
 }
@@ -53,6 +48,45 @@ pub(super) struct Files {
     out: PathBuf,
 }
 
+#[derive(Debug, clap::Args)]
+pub(super) struct Reduce {
+    #[command(flatten)]
+    files: Files,
+    /// scores (on calibration data), last (the last blocks) or alternate (every other).
+    #[arg(long, default_value = "scores", value_parser = ["scores", "last", "alternate"])]
+    order: String,
+    /// Calibration feeds for scores: safetensors with all inputs, or NAME=FILE.npy; repeatable.
+    #[arg(long)]
+    feeds: Vec<String>,
+    /// Largest share of the parameters that may go.
+    #[arg(long, default_value_t = 1.0 / 3.0)]
+    share: f64,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Quantise {
+    #[command(flatten)]
+    files: Files,
+    /// Calibration feeds: safetensors with all inputs, or NAME=FILE.npy; repeatable.
+    #[arg(long, required = true)]
+    feeds: Vec<String>,
+    /// server (QDQ, for ONNX Runtime) or tract (integer ops that tract runs).
+    #[arg(long, default_value = "server", value_parser = ["server", "tract"])]
+    profile: String,
+    /// How ranges are found: min-max or percentile (99.999 % of the values).
+    #[arg(long, default_value = "min-max", value_parser = ["min-max", "percentile"])]
+    method: String,
+    /// Board whose settings to take: signed or unsigned activations, reduced range of weights.
+    #[arg(long)]
+    board: Option<String>,
+    /// Signed activations, for ARM and TensorRT.
+    #[arg(long)]
+    signed: bool,
+    /// Weights within [-64, 64], for CPUs with AVX2 but without VNNI.
+    #[arg(long)]
+    reduce_range: bool,
+}
+
 pub(super) fn run(command: &Command, json: bool) -> Result<bool> {
     let (files, graph, facts) = match command {
         Command::Fold(files) => {
@@ -60,34 +94,24 @@ pub(super) fn run(command: &Command, json: bool) -> Result<bool> {
             let folded = fold_batch_norm(&mut graph)?;
             (files, graph, json!({"folded": folded}))
         }
-        Command::Prune { files, keep, round_to } => {
+        Command::Prune { files, keep, round_to, max_per_round } => {
             let mut graph = read(files)?;
             let options = PruneOptions {
                 target: PruneTarget::Channels(*keep),
                 round_to: *round_to,
-                max_per_round: 1.0,
+                max_per_round: *max_per_round,
                 ..PruneOptions::default()
             };
             let report = prune(&mut graph, &options)?;
             (files, graph, serde_json::to_value(&report)?)
         }
-        Command::Quantise { files, feeds, profile, signed } => {
-            let graph = read(files)?;
-            let feeds = tensors::read_feeds(feeds)?;
-            let mut observed = observed_values(&graph)?;
-            observed.retain(|n| !feeds.contains_key(n));
-            let mut calibration = Calibration::new(Method::MinMax);
-            let mut probed = with_outputs(&graph, &observed)?;
-            tensors::shape_inputs(&mut probed, &feeds)?;
-            calibration.observe_all(&probed.evaluate(&feeds)?)?;
-            calibration.observe_all(&feeds)?;
-            let options = QuantOptions {
-                profile: if profile == "tract" { Profile::Tract } else { Profile::Server },
-                activations: if *signed { DType::I8 } else { DType::U8 },
-                ..QuantOptions::default()
-            };
-            let (graph, report) = quantise(&graph, &calibration, &options)?;
-            (files, graph, json!({"int_nodes": report.int_nodes, "float_nodes": report.float_nodes}))
+        Command::Reduce(args) => {
+            let (graph, facts) = reduce(args)?;
+            (&args.files, graph, facts)
+        }
+        Command::Quantise(args) => {
+            let (graph, facts) = to_int8(args)?;
+            (&args.files, graph, facts)
         }
         Command::Half(files) => {
             let mut graph = read(files)?;
@@ -122,4 +146,66 @@ fn read(files: &Files) -> Result<Graph> {
     graph.canonicalise()?;
     graph.infer_types()?;
     Ok(graph)
+}
+
+/// The values of these names, by the reference evaluator.
+fn values(graph: &Graph, names: &[String], feeds: &TensorMap) -> Result<TensorMap> {
+    let mut probed = with_outputs(graph, names)?;
+    tensors::shape_inputs(&mut probed, feeds)?;
+    Ok(probed.evaluate(feeds)?)
+}
+
+fn reduce(args: &Reduce) -> Result<(Graph, Value)> {
+    let mut graph = read(&args.files)?;
+    let blocks = removable_blocks(&graph);
+    if blocks.is_empty() {
+        bail!("{}: no residual block can be taken out", args.files.model.display());
+    }
+    let order = match args.order.as_str() {
+        "last" => Order::Last,
+        "alternate" => Order::Alternate,
+        _ if args.feeds.is_empty() => bail!("scores need calibration data: give --feeds, or --order last"),
+        _ => {
+            let feeds = tensors::read_feeds(&args.feeds)?;
+            let mut seen = values(&graph, &block_values(&graph, &blocks), &feeds)?;
+            seen.extend(feeds);
+            Order::Scores(score_blocks(&graph, &blocks, [Ok(seen)])?)
+        }
+    };
+    let chosen = choose_blocks(&blocks, &order, model_cost(&graph).params, args.share)?;
+    if chosen.is_empty() {
+        bail!("no block has less than --share {:.2} of the parameters; allow more", args.share);
+    }
+    let facts: Vec<Value> = blocks
+        .iter()
+        .enumerate()
+        .map(|(i, block)| {
+            let score = if let Order::Scores(scores) = &order { Some(scores[i]) } else { None };
+            json!({"block": block.name, "parameters": block.parameters, "score": score, "removed": chosen.contains(&i)})
+        })
+        .collect();
+    let removed: Vec<_> = chosen.iter().map(|&i| blocks[i].clone()).collect();
+    remove_blocks(&mut graph, &removed)?;
+    Ok((graph, json!({"blocks": facts})))
+}
+
+fn to_int8(args: &Quantise) -> Result<(Graph, Value)> {
+    let graph = read(&args.files)?;
+    let feeds = tensors::read_feeds(&args.feeds)?;
+    let mut observed = observed_values(&graph)?;
+    observed.retain(|n| !feeds.contains_key(n));
+    let method = if args.method == "percentile" { Method::Percentile(99.999) } else { Method::MinMax };
+    let mut calibration = Calibration::new(method);
+    calibration.observe_all(&values(&graph, &observed, &feeds)?)?;
+    calibration.observe_all(&feeds)?;
+    let board = args.board.as_deref().map(limbeck_targets::find).transpose()?;
+    let signed = args.signed || board.is_some_and(|b| b.precision.activations == Activations::S8);
+    let options = QuantOptions {
+        profile: if args.profile == "tract" { Profile::Tract } else { Profile::Server },
+        activations: if signed { DType::I8 } else { DType::U8 },
+        reduce_range: args.reduce_range || board.is_some_and(|b| b.precision.reduce_range),
+        ..QuantOptions::default()
+    };
+    let (graph, report) = quantise(&graph, &calibration, &options)?;
+    Ok((graph, serde_json::to_value(&report)?))
 }

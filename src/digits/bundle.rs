@@ -1,10 +1,10 @@
 //! Stage 4: the bundle that a device gets.
 
 use anyhow::Result;
-use limbeck_distill::{Net, Step};
+use limbeck_distill::Net;
 use limbeck_exporters::{BundleContents, ModelContents, SelfTestContents, StepContents, write_bundle};
 use limbeck_graph::Form;
-use limbeck_runtime::{Engine, StateRole, TensorEntry, noise};
+use limbeck_runtime::{Engine, TensorEntry, noise};
 use limbeck_tensor::{TensorMap, io::write_safetensors};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -35,7 +35,7 @@ pub fn write(folder: &Path, c: &Compressed, p: &Prepared, engine: &dyn Engine, s
         steps.push(StepContents {
             form: kind,
             onnx: step.bytes()?,
-            predicted_bytes: predicted_bytes(&step),
+            predicted_bytes: step.predicted_bytes(),
             manifest: step.manifest,
         });
     }
@@ -110,20 +110,4 @@ pub fn write_models(folder: &Path, c: &Compressed, p: &Prepared, engine: &dyn En
 fn logits(net: &Net, engine: &dyn Engine, x: &limbeck_tensor::Tensor) -> Result<limbeck_tensor::Tensor> {
     let mut out = outputs(net.graph(), engine, x)?;
     out.remove("logits").ok_or_else(|| anyhow::anyhow!("the student has no output 'logits'"))
-}
-
-/// Weights, optimiser state and averages twice (before and after a run), and every intermediate value at once: an
-/// upper bound.
-fn predicted_bytes(step: &Step) -> u64 {
-    let state: usize = [StateRole::Parameter, StateRole::Optimiser, StateRole::Average]
-        .iter()
-        .map(|&r| step.manifest.state_bytes(r))
-        .sum();
-    let values: usize = step
-        .graph
-        .value_ids()
-        .filter_map(|v| step.graph.ty(v))
-        .filter_map(|t| t.dtype.byte_len(t.concrete()?.iter().product()))
-        .sum();
-    (2 * state + values) as u64
 }
