@@ -15,12 +15,14 @@ mod targets;
 mod tensors;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::process::ExitCode;
 
 /// Distils a trained network into a small student, ships it as ONNX and keeps it learning on the device.
 #[derive(Debug, Parser)]
-#[command(version, about, max_term_width = 110, args_conflicts_with_subcommands = true)]
+#[command(version, about, max_term_width = 110)]
 pub struct Cli {
     /// What to do; nothing runs the demo.
     #[command(subcommand)]
@@ -73,7 +75,7 @@ pub fn main() -> ExitCode {
         )
         .with_writer(std::io::stderr)
         .init();
-    let cli = Cli::parse();
+    let cli = parse();
     match dispatch(cli) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(3),
@@ -82,6 +84,19 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The command line. Options of the demo may stand alone, but not before another command.
+fn parse() -> Cli {
+    let matches = Cli::command().get_matches();
+    let given = |id: &clap::Id| matches.value_source(id.as_str()) == Some(ValueSource::CommandLine);
+    if let (Some(command), Some(option)) =
+        (matches.subcommand_name(), matches.ids().filter(|id| id.as_str() != "json").find(|id| given(id)))
+    {
+        let reason = format!("--{option} belongs behind `{command}`");
+        Cli::command().error(ErrorKind::ArgumentConflict, reason).exit();
+    }
+    Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit())
 }
 
 fn dispatch(cli: Cli) -> Result<bool> {

@@ -140,6 +140,9 @@ pub fn run(args: &DemoArgs, json: bool) -> Result<()> {
     for table in present::tables(&results) {
         println!("\n{}\n{}", table.caption, table.to_text());
     }
+    if let Some(note) = present::slower(&results) {
+        println!("\n{note}");
+    }
     println!("\n{}\n{}", results.engines.caption, results.engines.to_text());
     println!("\n{}", results.bundle_note);
     println!("Report: {}\nBundle: {}\nModels: {}", report.display(), bundle.display(), out.join("models").display());

@@ -90,6 +90,25 @@ fn compression(r: &Results) -> Table {
     table
 }
 
+/// What must not go unsaid: a last step that is slower than the one before it.
+pub(super) fn slower(r: &Results) -> Option<String> {
+    let stages = r.compression.first()?;
+    let [.., before, last] = &stages[..] else { return None };
+    let time = |stage: usize| mean(&over(r, stage, |m| m.latency_ms));
+    let (was, is) = (time(stages.len() - 2), time(stages.len() - 1));
+    (is > was).then(|| {
+        format!(
+            "On {} the student after '{}' is {:.1} times slower than after '{}' ({} for {}): it saves bytes here, not time.",
+            r.engine,
+            last.stage,
+            is / was,
+            before.stage,
+            ms(is),
+            ms(was)
+        )
+    })
+}
+
 fn runs(r: &Results, arm: Arm, labelled: bool) -> &[Vec<Moment>] {
     // The frozen student does not learn, so that it was run once for both tables.
     let wanted = |f: &&(Arm, bool, Vec<Vec<Moment>>)| f.0 == arm && (f.1 == labelled || arm == Arm::Frozen);
@@ -258,6 +277,7 @@ pub(super) fn report(r: &Results) -> Result<String> {
     .section(
         Section::new("Compression")
             .table(compression)
+            .text(slower(r).unwrap_or_default())
             .figure(
                 "Accuracy against latency; the area is the file's size.",
                 bubble_chart(

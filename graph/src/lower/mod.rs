@@ -3,6 +3,7 @@
 
 mod conv;
 mod gather;
+mod norm;
 mod pool;
 
 use crate::{Cx, Graph, GraphError, LIMBECK, Node, Var};
@@ -69,6 +70,9 @@ fn lower_node<'c>(cx: &'c Cx, node: &Node, operands: &[Option<Var<'c>>], form: F
     let x = |i: usize| operands.get(i).copied().flatten();
     if let Some(same) = neutral(cx, node, operands) {
         return Some(vec![same]);
+    }
+    if node.is("", "BatchNormalization") {
+        return norm::batch_norm(cx, node, operands).map(|y| vec![y]);
     }
     if form == Form::Fused && node.is("", "Conv") && conv::is_fusable(node, x(0)?) {
         let attrs: Vec<_> = node.attrs.iter().map(|(k, v)| (k.as_str(), v.clone())).collect();
