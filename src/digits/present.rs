@@ -4,7 +4,7 @@ use super::compress::Measured;
 use super::field::{Arm, Moment};
 use super::stats::{deviation, half_interval, mean};
 use super::{Results, SEEDS, data};
-use crate::report::format::{bytes, count, ms, percent, percent_mean_sd};
+use crate::report::format::{bytes, count, mean_sd, ms, percent, percent_mean_sd};
 use crate::report::{
     Bubble, Report, Sample, Section, Series, Table, bubble_chart, confusion_matrix, image_grid, line_chart,
 };
@@ -24,7 +24,7 @@ pub(super) fn tables(r: &Results) -> Vec<Table> {
 fn teachers(r: &Results) -> Table {
     Table::new(
         ["network", "parameters", "accuracy, mean ± sd", "lowest"],
-        format!("1. Teacher on the test digits of {} splits", r.teachers.len()),
+        format!("Teacher on the test digits of {} splits", r.teachers.len()),
     )
     .row([
         "teacher".to_owned(),
@@ -45,7 +45,7 @@ fn students(r: &Results) -> Table {
     };
     Table::new(
         ["student", "parameters", "accuracy, mean ± sd", "each seed"],
-        format!("2. Student on the test digits of split 0, {SEEDS} seeds"),
+        format!("Student on the test digits of split 0, {SEEDS} seeds"),
     )
     .row(row("labels alone", &r.untaught))
     .row(row("distilled (KD + hint)", &r.taught))
@@ -61,7 +61,7 @@ fn compression(r: &Results) -> Table {
     let mut table = Table::new(
         headers,
         format!(
-            "3. Compression, mean over {} splits; differences in points, paired, ± 95 % interval; latency of one image on \
+            "Compression, mean over {} splits; differences in points, paired, ± 95 % interval; latency of one image on \
              one thread of {}",
             r.compression.len(),
             r.engine
@@ -117,33 +117,35 @@ fn runs(r: &Results, arm: Arm, labelled: bool) -> &[Vec<Moment>] {
 
 fn field(r: &Results, labelled: bool) -> Table {
     let title = if labelled { "with labels" } else { "label-free" };
-    let headers = ["device", "arrivals", "new: start", "middle", "end", "old: start", "middle", "end"];
-    let count = r.field.first().map_or(0, |f| f.2.len());
-    let mut table = Table::new(
-        headers,
-        format!(
-            "5. Field stream {title}, {count} runs of one seed and split each: accuracy on what arrives, before it is learned \
-             from; on new digits under the present drift; on the original (old) digits"
-        ),
+    // Every device starts as the shipped student.
+    let start = |get: fn(&Moment) -> f64| percent_mean_sd(&at(runs(r, Arm::Frozen, labelled), |_| 0, get));
+    let caption = format!(
+        "Field stream, {title}: accuracy (%) on what arrives, before it is learned from; on new digits under the present \
+         drift ({} at the start); on the original, old digits ({}). {} runs, each of its own split and seed",
+        start(|m| m.new),
+        start(|m| m.old),
+        runs(r, Arm::Frozen, labelled).len(),
     );
+    let mut table = Table::new(["device", "arrivals", "new, middle", "new, end", "old, middle", "old, end"], caption);
     for arm in [Arm::Frozen, Arm::Naive, Arm::SelfDistilled] {
         let runs = runs(r, arm, labelled);
-        let at = |place: fn(usize) -> usize, get: fn(&Moment) -> f64| {
-            percent_mean_sd(&runs.iter().filter_map(|v| v.get(place(v.len() - 1))).map(get).collect::<Vec<_>>())
-        };
-        let (start, middle, end) = (|_| 0, |last| last / 2, |last| last);
+        let shown = |shares: Vec<f64>| mean_sd(&shares.iter().map(|v| v * 100.0).collect::<Vec<_>>(), 1);
+        let (middle, end) = (|last| last / 2, |last| last);
         table.push([
             arm.name().to_owned(),
-            percent_mean_sd(&runs.iter().map(|v| arrivals(v)).collect::<Vec<_>>()),
-            at(start, |m| m.new),
-            at(middle, |m| m.new),
-            at(end, |m| m.new),
-            at(start, |m| m.old),
-            at(middle, |m| m.old),
-            at(end, |m| m.old),
+            shown(runs.iter().map(|v| arrivals(v)).collect()),
+            shown(at(runs, middle, |m| m.new)),
+            shown(at(runs, end, |m| m.new)),
+            shown(at(runs, middle, |m| m.old)),
+            shown(at(runs, end, |m| m.old)),
         ]);
     }
     table
+}
+
+/// One number of each run at a place that is chosen by the last one.
+fn at(runs: &[Vec<Moment>], place: fn(usize) -> usize, get: fn(&Moment) -> f64) -> Vec<f64> {
+    runs.iter().filter_map(|v| v.get(place(v.len().saturating_sub(1)))).map(get).collect()
 }
 
 /// Accuracy over all arrivals of a run. All moments but the first cover equally many.
@@ -250,7 +252,7 @@ pub(super) fn report(r: &Results) -> Result<String> {
         if loss.len() < 2 { format!("{:.2}", mean(&loss)) } else { format!("{:.2} ± {:.2}", mean(&loss), half_interval(&loss)) },
         "points lost by compression",
     )
-    .headline(format!("{:.1} ± {:.1} %", mean(&free_end), deviation(&free_end)), "on drifted digits, label-free")
+    .headline(format!("{:.1} %", mean(&free_end)), format!("on drifted digits, label-free (± {:.1})", deviation(&free_end)))
     .section(
         Section::new("Data")
             .text(
