@@ -8,9 +8,17 @@ use limbeck::graph::{Form, Graph};
 use limbeck::runtime::{CompileOptions, engines};
 use std::time::Duration;
 
+/// The nets of all benches, and one of a step with more than 2,000 nodes.
+fn cases() -> Vec<common::Case> {
+    let deep = common::deep().unwrap();
+    let nodes = common::train_step(&deep).unwrap().graph.node_count();
+    assert!(nodes > 2000, "the deep step has {nodes} nodes");
+    common::cases().unwrap().into_iter().chain([deep]).collect()
+}
+
 fn construction(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("graph");
-    for case in common::cases().unwrap() {
+    for case in cases() {
         let step = common::train_step(&case).unwrap();
         let bytes = step.bytes().unwrap();
         group.bench_function(BenchmarkId::new("build", case.name), |b| {
@@ -28,7 +36,7 @@ fn construction(criterion: &mut Criterion) {
 
 fn load(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("load");
-    for case in common::cases().unwrap() {
+    for case in cases() {
         for engine in engines() {
             group.bench_function(BenchmarkId::new(format!("model/{}", engine.name()), case.name), |b| {
                 b.iter(|| common::inference(&case.net, engine, 1, 1).unwrap());

@@ -41,6 +41,12 @@ pub(crate) fn cases() -> Result<Vec<Case>> {
     ])
 }
 
+/// A net whose train step has more than 2,000 nodes: a narrow transformer of 14 layers.
+pub(crate) fn deep() -> Result<Case> {
+    let net = models::transformer(14, 32, 2, 8, 10, SEED)?;
+    Ok(Case { name: "transformer-14", net, sample: &[8, 32], batch: 4, classes: 10 })
+}
+
 /// `0.1 CE + 0.9 T² KL` at T = 4 on given teacher logits, batch statistics where the net has batch normalisation, SGD with
 /// momentum 0.9.
 pub(crate) fn train_step(case: &Case) -> Result<Step> {

@@ -122,7 +122,10 @@ fn demo_bundle() -> Result<PathBuf> {
     if folder.exists() {
         fs::remove_dir_all(&folder)?;
     }
-    process::run(cargo().args(["run", "--package", "limbeck", "--", "demo", "--splits", "1", "--out"]).arg(&folder))?;
+    // With the tests, so that their crates, built with their features, are used again.
+    process::run(cargo().args(["build", "--workspace", "--bin", "limbeck", "--tests", "--examples"]))?;
+    let limbeck = env::current_dir()?.join("target/debug/limbeck");
+    process::run(Command::new(limbeck).args(["demo", "--splits", "1", "--out"]).arg(&folder))?;
     Ok(folder.join("bundle-0"))
 }
 
