@@ -43,11 +43,22 @@ impl Graph {
             self.inputs.retain(|id| !initializers.contains_key(id));
         }
         pass(self, from)?;
-        let to = newest(self);
-        self.meta.opsets.retain(|(domain, _)| !matches!(domain.as_str(), "" | "ai.onnx"));
-        self.meta.opsets.insert(0, (String::new(), to));
+        self.declare_opset(newest(self));
         self.meta.ir_version = self.meta.ir_version.max(IR_VERSION);
         self.verify()
+    }
+}
+
+impl Graph {
+    /// Declares the opset that the operators in use need, when the declared one is older.
+    pub(crate) fn raise_opset(&mut self) {
+        let to = newest(self).max(self.opset("").unwrap_or(OPSET));
+        self.declare_opset(to);
+    }
+
+    fn declare_opset(&mut self, to: i64) {
+        self.meta.opsets.retain(|(domain, _)| !matches!(domain.as_str(), "" | "ai.onnx"));
+        self.meta.opsets.insert(0, (String::new(), to));
     }
 }
 
@@ -135,7 +146,7 @@ impl Edit<'_> {
     }
 
     fn constant(&mut self, what: &str, tensor: Tensor) -> ValueId {
-        self.graph.add_initializer(format!("{}.{what}", self.label), tensor)
+        self.graph.add_literal(format!("{}.{what}", self.label), tensor)
     }
 
     fn ints(&mut self, what: &str, values: Vec<i64>) -> Result<ValueId, OpError> {
@@ -302,6 +313,7 @@ fn constant_to_initializer(e: &mut Edit) {
     {
         e.graph.remove_node(e.id);
         e.graph.set_initializer(output, value);
+        e.graph.mark_literal(output);
     }
 }
 

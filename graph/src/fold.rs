@@ -44,8 +44,16 @@ impl Graph {
         for id in self.node_ids() {
             let is_output = self.node(id).outputs.iter().flatten().any(|o| self.outputs.contains(o));
             if let Some(results) = fold(self, id).filter(|_| !is_output) {
+                let literal = self.node(id).is("", "Shape")
+                    || self.node(id).is("", "Size")
+                    || self.node(id).inputs.iter().flatten().all(|&i| self.is_literal(i));
                 self.remove_node(id);
-                results.into_iter().for_each(|(value, tensor)| self.set_initializer(value, tensor));
+                for (value, tensor) in results {
+                    self.set_initializer(value, tensor);
+                    if literal {
+                        self.mark_literal(value);
+                    }
+                }
                 folded += 1;
             } else {
                 // What was folded before may have been the shape that this node asks for.

@@ -40,7 +40,11 @@ impl Cx {
             }
         }
         for (id, tensor) in graph.initializers() {
-            map.entry(id).or_insert_with(|| self.initializer(&format!("{scope}{}", graph.name_of(id)), tensor.clone()));
+            map.entry(id).or_insert_with(|| {
+                let copy = self.initializer(&format!("{scope}{}", graph.name_of(id)), tensor.clone());
+                self.edit(|g| g.copy_constant(copy.id(), graph, id));
+                copy
+            });
         }
         for (_, node) in graph.nodes() {
             let label = node.outputs.iter().flatten().next().map_or("", |&o| graph.name_of(o));

@@ -4,6 +4,8 @@
 mod conv;
 mod gather;
 mod pool;
+#[cfg(test)]
+mod tests;
 
 use crate::{Cx, Graph, GraphError, LIMBECK, Node, Var};
 use limbeck_tensor::DType;
@@ -22,7 +24,8 @@ pub enum Form {
 pub const FUSED_OPS: &[&str] = &["FusedConv", "ConvGradInput", "ConvGradWeight"];
 
 impl Graph {
-    /// The graph in an engine's form. Shapes must be concrete. Names of inputs, outputs and initializers stay.
+    /// The graph in an engine's form. Shapes must be concrete. Names of inputs, outputs and initializers stay, and so
+    /// do the defaults of inputs. The result declares the newest opset that its operators need.
     pub fn lowered(&self, form: Form) -> Result<Graph, GraphError> {
         let float = self.value_ids().filter_map(|v| self.ty(v)).find(|t| t.dtype.is_float()).map(|t| t.dtype);
         let cx = Cx::new(&self.name, float.unwrap_or(DType::F32));
@@ -32,11 +35,12 @@ impl Graph {
             let ty = self
                 .ty(input)
                 .ok_or_else(|| GraphError::Value { name: name.into(), reason: "input has no tensor type".into() })?;
-            let id = cx.edit(|g| g.add_input(name, ty.clone()));
+            let id = cx.edit(|g| {
+                let id = g.add_input(name, ty.clone());
+                g.copy_constant(id, self, input);
+                id
+            });
             bind.insert(input, cx.var(id));
-        }
-        for (id, tensor) in self.initializers() {
-            bind.entry(id).or_insert_with(|| cx.initializer(self.name_of(id), tensor.clone()));
         }
         let map = cx.inline_with(self, &bind, &mut |cx, node, operands| lower_node(cx, node, operands, form))?;
         for output in &self.outputs {
@@ -48,10 +52,10 @@ impl Graph {
             // A value that passes through keeps its own name; the output gets a copy under its name.
             let mut var = var;
             if cx.graph().name_of(var.id()) != name {
-                let taken = cx.graph().find(name);
-                if let Some(taken) = taken {
-                    cx.edit(|g| g.rename(taken, &format!("{name}.inner")))?;
-                }
+                cx.edit(|g| match g.find(name) {
+                    Some(taken) => g.rename(taken, &g.free_name(&format!("{name}.inner"))),
+                    None => Ok(()),
+                })?;
                 var = var.identity();
             }
             cx.output(name, var);
@@ -106,7 +110,8 @@ fn neutral<'c>(cx: &'c Cx, node: &Node, operands: &[Option<Var<'c>>]) -> Option<
     };
     let [Some(a), Some(b)] = operands else { return None };
     let is_neutral = |v: &Var<'c>| {
-        let constant = cx.graph().constant(v.id());
+        let graph = cx.graph();
+        let constant = graph.constant(v.id()).filter(|_| !graph.inputs.contains(&v.id()));
         constant.is_some_and(|t| t.len() == 1 && t.to_f64_vec().is_ok_and(|x| x == [value]))
     };
     let shape = |v: &Var<'c>| cx.graph().shape(v.id()).ok();

@@ -4,7 +4,7 @@
 use super::proto::{AttributeProto, OperatorSetIdProto, StringStringEntryProto, ValueInfoProto, attribute_type};
 use super::tensor::{self, TensorProto};
 use super::wire::{self, Field};
-use crate::ir::{External, Initializer};
+use crate::constants::{External, Initializer};
 use crate::{Attr, Capture, Dim, Graph, GraphError, Meta, Node, TensorType, ValueId};
 use bytes::{Bytes, BytesMut};
 use limbeck_tensor::{DType, TensorError};

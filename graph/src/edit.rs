@@ -1,0 +1,111 @@
+//! Changing a graph: adding, removing and rewiring nodes.
+
+use crate::{Graph, Node, NodeId, ValueId};
+use std::collections::{HashMap, HashSet};
+
+impl Graph {
+    /// Appends a node; its outputs must be values without a producer.
+    pub fn add_node(&mut self, node: Node) -> NodeId {
+        let id = self.push_node(node);
+        self.order.push(id);
+        id
+    }
+
+    /// Inserts a node into the order just before `before`.
+    pub fn insert_node_before(&mut self, before: NodeId, node: Node) -> NodeId {
+        let id = self.push_node(node);
+        let at = self.order.iter().position(|&n| n == before).unwrap_or(self.order.len());
+        self.order.insert(at, id);
+        id
+    }
+
+    fn push_node(&mut self, node: Node) -> NodeId {
+        let id = NodeId(self.nodes.len() as u32);
+        for output in node.outputs.iter().flatten() {
+            self.values[output.0 as usize].producer = Some(id);
+        }
+        self.nodes.push(Some(node));
+        id
+    }
+
+    /// Removes a node; its outputs lose their producer.
+    pub fn remove_node(&mut self, id: NodeId) {
+        if let Some(node) = self.nodes[id.0 as usize].take() {
+            for output in node.outputs.iter().flatten() {
+                let producer = &mut self.values[output.0 as usize].producer;
+                if *producer == Some(id) {
+                    *producer = None;
+                }
+            }
+            self.order.retain(|&n| n != id);
+        }
+    }
+
+    /// Replaces the order of the nodes (a permutation of all of them).
+    pub(crate) fn set_order(&mut self, order: Vec<NodeId>) {
+        self.order = order;
+    }
+
+    /// Nodes that read each value, subgraph captures included.
+    pub fn consumers(&self) -> HashMap<ValueId, Vec<NodeId>> {
+        let mut map: HashMap<ValueId, Vec<NodeId>> = HashMap::new();
+        for (id, node) in self.nodes() {
+            for value in node.reads() {
+                let list = map.entry(value).or_default();
+                if list.last() != Some(&id) {
+                    list.push(id);
+                }
+            }
+        }
+        map
+    }
+
+    /// Makes every reader of `from` (nodes, subgraphs and graph outputs) read `to`.
+    /// Graph outputs keep their names when both values can be renamed.
+    pub fn replace_uses(&mut self, from: ValueId, to: ValueId) {
+        for node in self.nodes.iter_mut().flatten() {
+            node.replace_input(from, to);
+        }
+        if self.outputs.contains(&from) {
+            for output in &mut self.outputs {
+                if *output == from {
+                    *output = to;
+                }
+            }
+            let is_fixed = self.inputs.contains(&to) || self.outputs.iter().filter(|&&o| o == to).count() > 1;
+            if !is_fixed {
+                let name = self.name_of(from).to_owned();
+                let spare = self.free_name(&format!("{name}.replaced"));
+                let renamed = self.rename(from, &spare).and_then(|()| self.rename(to, &name));
+                debug_assert!(renamed.is_ok(), "the spare name is free");
+            }
+        }
+    }
+
+    /// Removes nodes and constants that no output depends on. Returns how many nodes went.
+    pub fn remove_dead(&mut self) -> usize {
+        let mut live: HashSet<ValueId> = self.outputs.iter().copied().collect();
+        let mut dead = vec![];
+        for &id in self.order.iter().rev() {
+            let node = self.node(id);
+            if node.outputs.iter().flatten().any(|o| live.contains(o)) {
+                live.extend(node.reads());
+            } else {
+                dead.push(id);
+            }
+        }
+        for id in &dead {
+            self.nodes[id.0 as usize] = None;
+        }
+        let gone: HashSet<NodeId> = dead.iter().copied().collect();
+        self.order.retain(|n| !gone.contains(n));
+        for value in &mut self.values {
+            if value.producer.is_some_and(|p| gone.contains(&p)) {
+                value.producer = None;
+            }
+        }
+        let inputs: HashSet<ValueId> = self.inputs.iter().copied().collect();
+        self.initializers.retain(|id, _| live.contains(id) || inputs.contains(id));
+        dead.len()
+    }
+}
