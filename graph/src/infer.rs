@@ -1,7 +1,8 @@
 //! Type and shape inference: one node (the builder's check) and whole graphs.
 
 use crate::ops::{self, InferCx};
-use crate::{Graph, GraphError, Node, TensorType};
+use crate::types::MAX_RANK;
+use crate::{Graph, GraphError, Node, OpError, TensorType, op_bail};
 use limbeck_tensor::Tensor;
 
 /// Largest constant (in elements) that inference looks into: shapes and axes, not weights.
@@ -19,7 +20,7 @@ pub fn infer_node(graph: &Graph, node: &Node, label: &str) -> Result<Vec<TensorT
         })
         .collect();
     let cx = InferCx { node, inputs: inputs.clone(), constants };
-    (spec.infer)(&cx).map_err(|e| {
+    (spec.infer)(&cx).and_then(check_ranks).map_err(|e| {
         let operands: Vec<String> = node
             .inputs
             .iter()
@@ -36,6 +37,13 @@ pub fn infer_node(graph: &Graph, node: &Node, label: &str) -> Result<Vec<TensorT
             reason: format!("{} (operands: {})", e.0, operands.join("; ")),
         }
     })
+}
+
+fn check_ranks(types: Vec<TensorType>) -> Result<Vec<TensorType>, OpError> {
+    match types.iter().filter_map(TensorType::rank).find(|&rank| rank > MAX_RANK) {
+        Some(rank) => op_bail!("a result has {rank} dims; shapes have at most {MAX_RANK}"),
+        None => Ok(types),
+    }
 }
 
 impl Graph {

@@ -37,8 +37,8 @@ pub struct Capture {
     pub outer: ValueId,
 }
 
-/// What an ONNX model says besides its graph.
-#[derive(Debug, Clone, PartialEq)]
+/// What an ONNX model says besides its graph. Empty in subgraphs read from a file: the model's holds for them.
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Meta {
     /// IR version of the file.
     pub ir_version: i64,
@@ -110,8 +110,10 @@ impl Graph {
 
     /// Version of an imported domain ("" is ai.onnx).
     pub fn opset(&self, domain: &str) -> Option<i64> {
-        let alias = |d: &str| if d == "ai.onnx" { String::new() } else { d.to_owned() };
-        self.meta.opsets.iter().find(|(d, _)| alias(d) == alias(domain)).map(|(_, v)| *v)
+        fn short(domain: &str) -> &str {
+            if domain == "ai.onnx" { "" } else { domain }
+        }
+        self.meta.opsets.iter().find(|(d, _)| short(d) == short(domain)).map(|(_, v)| *v)
     }
 
     /// The value with this id.

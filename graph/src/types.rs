@@ -4,6 +4,9 @@ use limbeck_tensor::{DType, Tensor};
 use std::fmt;
 use std::sync::Arc;
 
+/// Most dims that a shape may have. Bounds what a short list of inputs can make inference and reading allocate.
+pub(crate) const MAX_RANK: usize = 64;
+
 /// One extent of a shape.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Dim {

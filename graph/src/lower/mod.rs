@@ -6,9 +6,10 @@ mod gather;
 mod pool;
 #[cfg(test)]
 mod tests;
+mod window;
 
-use crate::{Cx, Graph, GraphError, LIMBECK, Node, Var};
-use limbeck_tensor::DType;
+use crate::{Cx, Graph, GraphError, LIMBECK, Node, OpError, Var};
+use limbeck_tensor::{DType, element_count};
 use std::collections::HashMap;
 
 /// What an engine is given.
@@ -19,6 +20,9 @@ pub enum Form {
     /// Convolutions and their gradients as ops of [`LIMBECK`], for engines that register them.
     Fused,
 }
+
+/// Largest operand, in elements, of an op that is lowered: what follows computes with shapes without overflow.
+const MAX_ELEMENTS: usize = 1 << 40;
 
 /// Own ops that stay in the fused form.
 pub const FUSED_OPS: &[&str] = &["FusedConv", "ConvGradInput", "ConvGradWeight"];
@@ -69,6 +73,9 @@ impl Graph {
     }
 }
 
+/// What stands for a lowered node.
+type Lowered<'c> = Result<Var<'c>, OpError>;
+
 fn lower_node<'c>(cx: &'c Cx, node: &Node, operands: &[Option<Var<'c>>], form: Form) -> Option<Vec<Var<'c>>> {
     let x = |i: usize| operands.get(i).copied().flatten();
     if let Some(same) = neutral(cx, node, operands) {
@@ -81,9 +88,13 @@ fn lower_node<'c>(cx: &'c Cx, node: &Node, operands: &[Option<Var<'c>>], form: F
     if node.domain != LIMBECK || (form == Form::Fused && FUSED_OPS.contains(&node.op.as_str())) {
         return None;
     }
+    let oversized = |v: &Var<'c>| element_count(&v.shape()).is_none_or(|n| n > MAX_ELEMENTS);
+    if let Some(v) = operands.iter().flatten().find(|v| oversized(v)) {
+        return Some(vec![cx.fail_with(format!("operand {v:?} is too large to lower"))]);
+    }
     let lowered = match node.op.as_str() {
         // These exist for differentiation alone.
-        "StopGradient" | "WithGrad" => x(0)?,
+        "StopGradient" | "WithGrad" => Ok(x(0)?),
         "FusedConv" => {
             let attrs: Vec<_> = node.attrs.iter().map(|(k, v)| (k.as_str(), v.clone())).collect();
             return Some(cx.op_n("", "Conv", operands, &attrs, 1));
@@ -95,7 +106,7 @@ fn lower_node<'c>(cx: &'c Cx, node: &Node, operands: &[Option<Var<'c>>], form: F
         "GatherGrad" => gather::gather_grad(cx, node, x(0)?, x(1)?),
         _ => return None,
     };
-    Some(vec![lowered])
+    Some(vec![lowered.unwrap_or_else(|e| cx.fail_with(e.0))])
 }
 
 /// The operand that `x * 1`, `x / 1`, `x + 0` and `x - 0` give back unchanged. Besides the work saved, tract's optimiser
@@ -121,72 +132,4 @@ fn neutral<'c>(cx: &'c Cx, node: &Node, operands: &[Option<Var<'c>>]) -> Option<
         return Some(*a);
     }
     (either && is_neutral(a) && keeps(b, a)).then_some(*b)
-}
-
-/// Window attributes of a convolution or pooling node, per spatial axis.
-struct Window {
-    kernel: Vec<usize>,
-    strides: Vec<usize>,
-    begin: Vec<usize>,
-    end: Vec<usize>,
-    dilations: Vec<usize>,
-}
-
-impl Window {
-    fn of(cx: &Cx, node: &Node, spatial: usize) -> Window {
-        let list = |name: &str, default: usize, n: usize| -> Vec<usize> {
-            let given: Vec<usize> =
-                node.ints(name).map_or_else(Vec::new, |v| v.iter().map(|&i| usize::try_from(i).unwrap_or(0)).collect());
-            if given.is_empty() { vec![default; n] } else { given }
-        };
-        let pads = list("pads", 0, 2 * spatial);
-        let window = Window {
-            kernel: list("kernel_shape", 1, spatial),
-            strides: list("strides", 1, spatial),
-            begin: pads.iter().take(spatial).copied().collect(),
-            end: pads.iter().skip(spatial).copied().collect(),
-            dilations: list("dilations", 1, spatial),
-        };
-        let lengths = [&window.kernel, &window.strides, &window.begin, &window.end, &window.dilations];
-        if lengths.iter().any(|l| l.len() != spatial) {
-            cx.fail_with(format!("{} needs {spatial} values in each window attribute", node.op));
-        }
-        window
-    }
-
-    /// Offsets of the kernel's taps in row-major order.
-    fn taps(&self) -> Vec<Vec<usize>> {
-        let mut taps = vec![vec![]];
-        for (&k, &d) in self.kernel.iter().zip(&self.dilations) {
-            taps = taps.into_iter().flat_map(|t| (0..k).map(move |i| [t.clone(), vec![i * d]].concat())).collect();
-        }
-        taps
-    }
-}
-
-/// For each tap of the window, the elements of `x` `[N, C, spatial...]` that it meets: `[N, C, out...]`, `x` being
-/// padded with `fill` first.
-fn window_slices<'c>(cx: &'c Cx, x: Var<'c>, window: &Window, out: &[usize], fill: f64) -> Vec<Var<'c>> {
-    let spatial = out.len();
-    let padded = if window.begin.iter().chain(&window.end).any(|&p| p > 0) {
-        let mut pads = vec![0i64; 2 * (spatial + 2)];
-        for i in 0..spatial {
-            pads[2 + i] = window.begin[i] as i64;
-            pads[spatial + 4 + i] = window.end[i] as i64;
-        }
-        cx.op("Pad", &[x, cx.ints(&pads), cx.scalar_of(fill, x.dtype())], &[])
-    } else {
-        x
-    };
-    let axes: Vec<i64> = (2..spatial as i64 + 2).collect();
-    let steps: Vec<i64> = window.strides.iter().map(|&s| s as i64).collect();
-    window
-        .taps()
-        .into_iter()
-        .map(|tap| {
-            let starts: Vec<i64> = tap.iter().map(|&t| t as i64).collect();
-            let ends: Vec<i64> = (0..spatial).map(|i| (tap[i] + (out[i] - 1) * window.strides[i] + 1) as i64).collect();
-            cx.op("Slice", &[padded, cx.ints(&starts), cx.ints(&ends), cx.ints(&axes), cx.ints(&steps)], &[])
-        })
-        .collect()
 }

@@ -5,6 +5,7 @@ use super::proto::{AttributeProto, OperatorSetIdProto, StringStringEntryProto, V
 use super::tensor::{self, TensorProto};
 use super::wire::{self, Field};
 use crate::constants::{External, Initializer};
+use crate::types::MAX_RANK;
 use crate::{Attr, Capture, Dim, Graph, GraphError, Meta, Node, TensorType, ValueId};
 use bytes::{Bytes, BytesMut};
 use limbeck_tensor::{DType, TensorError};
@@ -19,8 +20,7 @@ const MAX_DENSE: usize = 1 << 28;
 
 /// Decodes a model; `file` is what errors call it.
 pub(super) fn model(bytes: &Bytes, file: &str, folder: Option<&Path>) -> Result<Graph, GraphError> {
-    let mut reader =
-        Reader { folder, external: HashMap::new(), external_uses: 0, meta: Graph::new("").meta, dense: MAX_DENSE };
+    let mut reader = Reader { folder, external: HashMap::new(), external_uses: 0, dense: MAX_DENSE };
     let graph = reader.model(bytes).map_err(|reason| GraphError::Format { file: file.into(), reason })?;
     graph.verify().map_err(|e| GraphError::Format { file: file.into(), reason: e.to_string() })?;
     Ok(graph)
@@ -33,8 +33,6 @@ struct Reader<'a> {
     external: HashMap<String, Bytes>,
     /// How many tensors took their data from external files.
     external_uses: usize,
-    /// Facts that subgraphs share with the model.
-    meta: Meta,
     /// Bytes that may still be spent on sparse tensors.
     dense: usize,
 }
@@ -77,8 +75,8 @@ struct RawNode {
 
 impl Reader<'_> {
     fn model(&mut self, bytes: &Bytes) -> Result<Graph, String> {
-        let mut meta = Meta { ir_version: 0, opsets: vec![], producer: String::new(), ..self.meta.clone() };
-        let (mut graph, mut rest) = (None, Rest::default());
+        let mut meta = Meta::default();
+        let (mut graph, mut rest, mut imports) = (None, Rest::default(), HashMap::new());
         for field in wire::fields(bytes) {
             let field = field.map_err(|e| format!("is damaged or not an ONNX model: {e}"))?;
             match field.number {
@@ -88,6 +86,12 @@ impl Reader<'_> {
                 7 => graph = Some(field.bytes()?),
                 8 => {
                     let id = OperatorSetIdProto::decode(field.bytes()?).map_err(|e| format!("opset import: {e}"))?;
+                    let domain = if id.domain == "ai.onnx" { "" } else { &id.domain };
+                    let first = *imports.entry(domain.to_owned()).or_insert(id.version);
+                    if first != id.version {
+                        let versions = format!("{first} and {}", id.version);
+                        return Err(format!("imports domain '{}' at versions {versions}; keep one", id.domain));
+                    }
                     meta.opsets.push((id.domain, id.version));
                 }
                 14 => {
@@ -100,8 +104,6 @@ impl Reader<'_> {
         }
         meta.rest = rest.finish();
         let graph = graph.ok_or("holds no graph; it is truncated or not an ONNX model")?;
-        self.meta.opsets.clone_from(&meta.opsets);
-        self.meta.ir_version = meta.ir_version;
         let mut graph = self.graph(&graph, 0)?;
         graph.meta = meta;
         Ok(graph)
@@ -111,8 +113,7 @@ impl Reader<'_> {
         if depth > MAX_DEPTH {
             return Err(format!("subgraphs are nested more than {MAX_DEPTH} deep"));
         }
-        let mut graph = Graph::new("");
-        graph.meta = self.meta.clone();
+        let graph = Graph { meta: Meta::default(), ..Graph::new("") };
         let mut scope = Scope { graph, provided: HashSet::new(), nested: depth > 0 };
         let mut rest = Rest::default();
         let (mut nodes, mut weights, mut inputs, mut outputs, mut infos) = (vec![], vec![], vec![], vec![], vec![]);
@@ -340,6 +341,10 @@ fn declare(scope: &mut Scope, raw: Bytes, what: &str) -> Result<ValueId, String>
     let info = ValueInfoProto::decode(raw.clone()).map_err(|e| format!("{what}: {e}"))?;
     if info.name.is_empty() {
         return Err(format!("an {what} of the graph has no name"));
+    }
+    let rank = info.ty.iter().flat_map(|t| &t.tensor).flat_map(|t| &t.shape).map(|s| s.dim.len()).max();
+    if let Some(rank) = rank.filter(|&rank| rank > MAX_RANK) {
+        return Err(format!("{what} '{}': its shape has {rank} dims, at most {MAX_RANK} are supported", info.name));
     }
     let id = scope.value(&info.name);
     let value = &mut scope.graph.values[id.0 as usize];
