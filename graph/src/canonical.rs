@@ -1,9 +1,11 @@
 //! From the operator forms of opsets 7 to 24 to one form each: that of opset [`OPSET`], which the builder emits,
 //! the op table describes and every later pass expects.
 
+use crate::infer::infer_results;
 use crate::ops::normalize_axis;
-use crate::{Attr, Dim, Graph, GraphError, IR_VERSION, Node, NodeId, OPSET, OpError, ValueId, op_bail};
+use crate::{Attr, Capture, Dim, Graph, GraphError, IR_VERSION, Node, NodeId, OPSET, OpError, ValueId, op_bail};
 use limbeck_tensor::{DType, Tensor};
+use std::collections::{HashMap, HashSet};
 
 /// Oldest and newest opset that is understood.
 const UNDERSTOOD: std::ops::RangeInclusive<i64> = 7..=24;
@@ -72,44 +74,45 @@ fn newest(graph: &Graph) -> i64 {
 }
 
 fn pass(graph: &mut Graph, from: i64) -> Result<(), GraphError> {
-    for id in graph.node_ids() {
-        let (label, op) = (graph.label(id), graph.node(id).full_op());
-        if graph.node(id).domain_or_default().is_empty() {
-            let mut edit = Edit { graph, id, label: &label, from };
-            rewrite(&mut edit).map_err(|e| GraphError::Node { node: label.clone(), op, reason: e.0 })?;
+    let mut replaced = HashSet::new();
+    let done = graph.node_ids().into_iter().try_for_each(|id| {
+        if constant_to_initializer(graph, id) {
+            replaced.insert(id);
+            return Ok(());
         }
-        if graph.nodes[id.0 as usize].is_none() {
-            continue;
-        }
-        if graph.node(id).subgraphs().next().is_some() {
-            let types = graph.values.clone();
-            for sub in graph.node_mut(id).subgraphs_mut() {
-                for capture in sub.captures.clone() {
-                    if sub.ty(capture.inner).is_none() {
-                        sub.set_ty(capture.inner, types[capture.outer.0 as usize].ty.clone());
-                    }
-                }
-                pass(sub, from)?;
-            }
-        }
-        infer(graph, id);
+        canonical_node(graph, id, from)
+    });
+    graph.remove_nodes(&replaced);
+    done
+}
+
+fn canonical_node(graph: &mut Graph, id: NodeId, from: i64) -> Result<(), GraphError> {
+    let (label, op) = (graph.label(id), graph.node(id).full_op());
+    if graph.node(id).domain_or_default().is_empty() {
+        let mut edit = Edit { graph, id, label: &label, from };
+        rewrite(&mut edit).map_err(|e| GraphError::Node { node: label.clone(), op, reason: e.0 })?;
     }
+    if graph.node(id).subgraphs().next().is_some() {
+        let captured = graph.node(id).subgraphs().flat_map(|g| g.captures.iter().map(|c| c.outer));
+        let types: HashMap<ValueId, _> = captured.map(|v| (v, graph.ty(v).cloned())).collect();
+        for sub in graph.node_mut(id).subgraphs_mut() {
+            for Capture { inner, outer } in sub.captures.clone() {
+                if sub.ty(inner).is_none() {
+                    sub.set_ty(inner, types.get(&outer).cloned().flatten());
+                }
+            }
+            pass(sub, from)?;
+        }
+    }
+    infer(graph, id);
     Ok(())
 }
 
 /// Learns what can be known now about the types of a node's results; nothing is lost when that is little.
-pub(crate) fn infer(graph: &mut Graph, id: NodeId) {
-    let node = graph.node(id);
-    if node.outputs.iter().flatten().all(|&o| graph.ty(o).is_some_and(|t| t.concrete().is_some())) {
-        return;
-    }
-    if let Ok(types) = crate::infer_node(graph, node, "") {
-        for (output, ty) in node.outputs.clone().into_iter().zip(types) {
-            let Some(output) = output else { continue };
-            if ty.concrete().is_some() || graph.ty(output).is_none_or(|t| t.dims.is_none()) {
-                graph.set_ty(output, Some(ty));
-            }
-        }
+fn infer(graph: &mut Graph, id: NodeId) {
+    let known = |o: &ValueId| graph.ty(*o).is_some_and(|t| t.concrete().is_some());
+    if !graph.node(id).outputs.iter().flatten().all(known) {
+        let _ = infer_results(graph, id);
     }
 }
 
@@ -223,7 +226,6 @@ impl Edit<'_> {
 fn rewrite(e: &mut Edit) -> Result<(), OpError> {
     let from = e.from;
     match e.node().op.clone().as_str() {
-        "Constant" => constant_to_initializer(e),
         "Squeeze" | "Unsqueeze" | "ReduceSum" if from < 13 => e.ints_to_input("axes", 1)?,
         "ReduceMax" | "ReduceMin" | "ReduceMean" | "ReduceProd" | "ReduceL1" | "ReduceL2" | "ReduceLogSum"
         | "ReduceLogSumExp" | "ReduceSumSquare"
@@ -306,15 +308,15 @@ fn rewrite(e: &mut Edit) -> Result<(), OpError> {
     Ok(())
 }
 
-/// Graph outputs stay nodes, since many engines refuse constants there.
-fn constant_to_initializer(e: &mut Edit) {
-    if let (Some(output), Some(value)) = (e.node().output(0), e.node().constant_value())
-        && !e.graph.outputs.contains(&output)
-    {
-        e.graph.remove_node(e.id);
-        e.graph.set_initializer(output, value);
-        e.graph.mark_literal(output);
-    }
+/// Stores what a Constant node holds; the node is to be removed. Graph outputs stay nodes, since many engines refuse
+/// constants there.
+fn constant_to_initializer(graph: &mut Graph, id: NodeId) -> bool {
+    let node = graph.node(id);
+    let stored = node.is("", "Constant").then(|| node.output(0).zip(node.constant_value())).flatten();
+    let Some((output, value)) = stored.filter(|(output, _)| !graph.outputs.contains(output)) else { return false };
+    graph.set_initializer(output, value);
+    graph.mark_literal(output);
+    true
 }
 
 /// Before opset 12 the ratio was an attribute and training could not be asked for.

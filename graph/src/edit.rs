@@ -30,14 +30,22 @@ impl Graph {
 
     /// Removes a node; its outputs lose their producer.
     pub fn remove_node(&mut self, id: NodeId) {
-        if let Some(node) = self.nodes[id.0 as usize].take() {
+        self.remove_nodes(&HashSet::from([id]));
+    }
+
+    /// Removes many nodes in one go.
+    pub(crate) fn remove_nodes(&mut self, ids: &HashSet<NodeId>) {
+        for &id in ids {
+            let Some(node) = self.nodes[id.0 as usize].take() else { continue };
             for output in node.outputs.iter().flatten() {
                 let producer = &mut self.values[output.0 as usize].producer;
                 if *producer == Some(id) {
                     *producer = None;
                 }
             }
-            self.order.retain(|&n| n != id);
+        }
+        if !ids.is_empty() {
+            self.order.retain(|id| !ids.contains(id));
         }
     }
 
@@ -85,25 +93,16 @@ impl Graph {
     /// Removes nodes and constants that no output depends on. Returns how many nodes went.
     pub fn remove_dead(&mut self) -> usize {
         let mut live: HashSet<ValueId> = self.outputs.iter().copied().collect();
-        let mut dead = vec![];
+        let mut dead = HashSet::new();
         for &id in self.order.iter().rev() {
             let node = self.node(id);
             if node.outputs.iter().flatten().any(|o| live.contains(o)) {
                 live.extend(node.reads());
             } else {
-                dead.push(id);
+                dead.insert(id);
             }
         }
-        for id in &dead {
-            self.nodes[id.0 as usize] = None;
-        }
-        let gone: HashSet<NodeId> = dead.iter().copied().collect();
-        self.order.retain(|n| !gone.contains(n));
-        for value in &mut self.values {
-            if value.producer.is_some_and(|p| gone.contains(&p)) {
-                value.producer = None;
-            }
-        }
+        self.remove_nodes(&dead);
         let inputs: HashSet<ValueId> = self.inputs.iter().copied().collect();
         self.initializers.retain(|id, _| live.contains(id) || inputs.contains(id));
         dead.len()

@@ -2,7 +2,7 @@
 //! removed nodes leave a hole.
 
 use crate::constants::Initializer;
-use crate::types::TensorType;
+use crate::types::{Dim, TensorType};
 use crate::{GraphError, Node};
 use bytes::Bytes;
 use indexmap::IndexMap;
@@ -146,7 +146,13 @@ impl Graph {
         value.ty.as_ref().and_then(TensorType::concrete).ok_or_else(|| GraphError::Value {
             name: value.name.clone(),
             reason: match &value.ty {
-                Some(t) => format!("its shape {t} is not fully known; fix the named dims first (--dim NAME=N)"),
+                Some(t) if t.dims.iter().flatten().any(|d| matches!(d, Dim::Named(_))) => {
+                    format!("its shape {t} has named dims; give them numbers first (bind_dims, --dim NAME=N)")
+                }
+                Some(t) => format!(
+                    "its shape {t} is not fully known: it depends on data, or on shapes that are not folded yet \
+                     (canonicalise, then bind_dims or fold_shapes)"
+                ),
                 None => "its type is unknown".into(),
             },
         })

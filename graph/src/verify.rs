@@ -1,6 +1,6 @@
 //! The rules that every graph keeps, checked after every pass.
 
-use crate::{Graph, GraphError, ValueId};
+use crate::{Graph, GraphError, NodeId, ValueId};
 use std::collections::HashSet;
 
 impl Graph {
@@ -75,7 +75,8 @@ impl Graph {
             }
         }
         if order.len() != self.node_count() {
-            let stuck = self.nodes().find(|(id, _)| !order.contains(id)).map(|(id, _)| self.label(id));
+            let sorted: HashSet<NodeId> = order.into_iter().collect();
+            let stuck = self.nodes().find(|(id, _)| !sorted.contains(id)).map(|(id, _)| self.label(id));
             let reason = format!("node '{}' is part of a cycle or reads a missing value", stuck.unwrap_or_default());
             return Err(GraphError::Invalid { graph: self.name.clone(), reason });
         }

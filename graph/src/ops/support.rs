@@ -127,12 +127,7 @@ pub(super) fn product(dims: &[Dim]) -> Result<Dim, OpError> {
 
 /// The dim that two equal extents have; known beats named beats unknown. `what` names the place in errors.
 pub(super) fn unify(a: &Dim, b: &Dim, what: &str) -> Result<Dim, OpError> {
-    Ok(match (a, b) {
-        (Dim::Known(x), Dim::Known(y)) if x != y => op_bail!("{what}: extents {x} and {y} differ"),
-        (Dim::Known(_), _) | (_, Dim::Unknown) => a.clone(),
-        (_, Dim::Known(_)) | (Dim::Unknown, _) => b.clone(),
-        _ => a.clone(),
-    })
+    a.unify(b).ok_or_else(|| OpError(format!("{what}: extents {a} and {b} differ")))
 }
 
 /// The dtype that all connected inputs among `which` share.
