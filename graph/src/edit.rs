@@ -1,25 +1,35 @@
-//! Changing a graph: adding, removing and rewiring nodes.
+//! Changing a graph: adding, removing and rewiring nodes. A single edit may leave a graph that is not sound yet (a
+//! value read before its node is added); [`Graph::verify`] says what is missing, and every pass ends with it.
 
 use crate::{Graph, Node, NodeId, ValueId};
 use std::collections::{HashMap, HashSet};
 
 impl Graph {
-    /// Appends a node; its outputs must be values without a producer.
-    pub fn add_node(&mut self, node: Node) -> NodeId {
-        let id = self.push_node(node);
-        self.order.push(id);
-        id
+    /// Appends a node. Its outputs must be values of this graph that nothing provides, its operands must be provided
+    /// before it: [`Graph::verify`] names what is not so. A node copied from another is written as it now is.
+    pub fn add_node(&mut self, mut node: Node) -> NodeId {
+        node.raw = None;
+        self.push_in_order(node)
     }
 
-    /// Inserts a node into the order just before `before`.
-    pub fn insert_node_before(&mut self, before: NodeId, node: Node) -> NodeId {
+    /// Inserts a node into the order just before `before`; as [`Graph::add_node`] otherwise.
+    pub fn insert_node_before(&mut self, before: NodeId, mut node: Node) -> NodeId {
+        node.raw = None;
         let id = self.push_node(node);
         let at = self.order.iter().position(|&n| n == before).unwrap_or(self.order.len());
         self.order.insert(at, id);
         id
     }
 
-    fn push_node(&mut self, node: Node) -> NodeId {
+    /// Appends a node that keeps its encoded form.
+    pub(crate) fn push_in_order(&mut self, node: Node) -> NodeId {
+        let id = self.push_node(node);
+        self.order.push(id);
+        id
+    }
+
+    /// Adds a node that has no place in the order yet.
+    pub(crate) fn push_node(&mut self, node: Node) -> NodeId {
         let id = NodeId(self.nodes.len() as u32);
         for output in node.outputs.iter().flatten() {
             self.values[output.0 as usize].producer = Some(id);
@@ -28,7 +38,8 @@ impl Graph {
         id
     }
 
-    /// Removes a node; its outputs lose their producer.
+    /// Removes a node; its outputs lose their producer, so that another node or an initializer must provide those that
+    /// are still read ([`Graph::verify`] names them).
     pub fn remove_node(&mut self, id: NodeId) {
         self.remove_nodes(&HashSet::from([id]));
     }

@@ -6,7 +6,7 @@ use crate::types::{Dim, TensorType};
 use crate::{GraphError, Node};
 use bytes::Bytes;
 use indexmap::IndexMap;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Names a value of one graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -50,6 +50,8 @@ pub struct Meta {
     pub producer: String,
     /// Model-local functions, encoded FunctionProtos.
     pub functions: Vec<Bytes>,
+    /// External files that functions and undecoded attributes refer to, by location.
+    pub(crate) carried: BTreeMap<String, Bytes>,
     /// All other fields of the ModelProto, encoded.
     pub(crate) rest: Bytes,
 }
@@ -72,6 +74,10 @@ pub struct Graph {
     pub(crate) order: Vec<NodeId>,
     pub(crate) initializers: IndexMap<ValueId, Initializer>,
     pub(crate) by_name: HashMap<String, ValueId>,
+    /// Values renamed since the graph was read: nodes that were read with them are written anew.
+    pub(crate) renamed: HashSet<ValueId>,
+    /// Declarations (ValueInfoProtos) beside the one that counts, written as long as the value's own is untouched.
+    pub(crate) spare_infos: Vec<(ValueId, Bytes)>,
     /// GraphProto fields that are not modelled, encoded.
     pub(crate) rest: Bytes,
 }
@@ -93,10 +99,8 @@ impl Graph {
             meta: Meta {
                 ir_version: IR_VERSION,
                 opsets: vec![(String::new(), OPSET)],
-                metadata: vec![],
                 producer: "limbeck".into(),
-                functions: vec![],
-                rest: Bytes::new(),
+                ..Meta::default()
             },
             captures: vec![],
             values: vec![],
@@ -104,6 +108,8 @@ impl Graph {
             order: vec![],
             initializers: IndexMap::new(),
             by_name: HashMap::new(),
+            renamed: HashSet::new(),
+            spare_infos: vec![],
             rest: Bytes::new(),
         }
     }
@@ -218,11 +224,7 @@ impl Graph {
         if let Some(init) = self.initializers.get_mut(&id) {
             *init = Initializer { literal: init.literal, ..Initializer::new(init.tensor.clone()) };
         }
-        for node in self.nodes.iter_mut().flatten() {
-            if node.raw.is_some() && node.touches(id) {
-                node.raw = None;
-            }
-        }
+        self.renamed.insert(id);
         Ok(())
     }
 
@@ -243,7 +245,8 @@ impl Graph {
         self.nodes[id.0 as usize].as_ref().expect("node ids held by callers are live")
     }
 
-    /// A node to change; from then on it is written anew instead of verbatim.
+    /// A node to change: operator, attributes and operands. From then on it is written anew instead of verbatim. Its
+    /// outputs stay those it was added with: to change them remove the node and add another ([`Graph::verify`] tells).
     pub fn node_mut(&mut self, id: NodeId) -> &mut Node {
         let node = self.nodes[id.0 as usize].as_mut().expect("node ids held by callers are live");
         node.raw = None;

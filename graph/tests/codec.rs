@@ -7,8 +7,19 @@ use limbeck_tensor::{DType, Tensor};
 use proptest::prelude::*;
 use std::path::{Path, PathBuf};
 
-const MODELS: &[&str] =
-    &["mlp", "branches", "loop", "function", "dtypes", "sparse", "old", "unknown_fields", "external", "shuffled"];
+const MODELS: &[&str] = &[
+    "mlp",
+    "branches",
+    "loop",
+    "function",
+    "dtypes",
+    "sparse",
+    "old",
+    "unknown_fields",
+    "external",
+    "infos",
+    "shuffled",
+];
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models")
@@ -203,6 +214,92 @@ fn external_data_is_embedded_in_bytes_and_kept_in_its_folder() {
     assert!(refused.contains("external.bin"), "{refused}");
     assert!(!out.path().join("m.onnx").exists());
     assert_eq!(std::fs::read(out.path().join("data/external.bin")).unwrap(), b"precious");
+}
+
+#[test]
+fn a_copied_node_is_written_as_it_now_is() {
+    let mut g = read("mlp");
+    let act = g.node_ids()[1];
+    let y = g.find("y").unwrap();
+    let last = g.producer(y).unwrap();
+    for (at, op) in [(Some(last), "Tanh"), (None, "Sigmoid")] {
+        let mut copy = g.node(act).clone();
+        let output = g.add_value(op, None);
+        (copy.op, copy.name, copy.outputs) = (op.into(), op.into(), vec![Some(output)]);
+        match at {
+            Some(at) => g.insert_node_before(at, copy),
+            None => g.add_node(copy),
+        };
+        g.outputs.push(output);
+    }
+    let back = Graph::from_bytes(g.to_bytes().unwrap(), None).unwrap();
+    let ops: Vec<String> = back.nodes().map(|(_, n)| n.full_op()).collect();
+    assert_eq!(ops, ["Gemm", "Relu", "Tanh", "Gemm", "Sigmoid"]);
+}
+
+#[test]
+fn edits_that_break_the_rules_are_named() {
+    let spoilt = |edit: fn(&mut Graph)| {
+        let mut g = read("mlp");
+        edit(&mut g);
+        g.verify().unwrap_err().to_string()
+    };
+    let other = |g: &Graph| {
+        let mut other = g.clone();
+        (0..100).map(|_| other.add_value("far", None)).last()
+    };
+    let error = spoilt(|g| g.node_mut(g.node_ids()[0]).outputs = vec![]);
+    assert!(error.contains("'h'"), "{error}");
+    let error = spoilt(|g| {
+        let spare = g.add_value("spare", None);
+        g.node_mut(g.node_ids()[1]).outputs.push(Some(spare));
+    });
+    assert!(error.contains("'spare'") && error.contains("remove the node"), "{error}");
+    let far = other(&read("mlp"));
+    let mut g = read("mlp");
+    g.node_mut(g.node_ids()[1]).inputs = vec![far];
+    assert!(g.verify().unwrap_err().to_string().contains("'act' (Relu) uses a value of another graph"));
+    let mut g = read("mlp");
+    g.outputs.extend(far);
+    assert!(g.verify().unwrap_err().to_string().contains("another graph"));
+}
+
+#[test]
+fn every_declaration_of_a_value_survives() {
+    let mut g = read("infos");
+    let declared = |g: &Graph| -> Vec<String> {
+        let bytes = g.to_bytes().unwrap();
+        let named = ["ghost", "h-first", "h-again", "y-too", "x-too", "captured"];
+        named.iter().filter(|n| bytes.windows(n.len()).any(|w| w == n.as_bytes())).map(|n| (*n).to_owned()).collect()
+    };
+    assert_eq!(declared(&g).len(), 6, "{:?}", declared(&g));
+    // A declaration that no longer holds goes.
+    let h = g.find("h").unwrap();
+    g.set_ty(h, None);
+    assert_eq!(declared(&g), ["ghost", "y-too", "x-too", "captured"]);
+}
+
+#[test]
+fn external_data_of_carried_parts_goes_along() {
+    let source = folder();
+    let raw = Bytes::from(std::fs::read(path("carried")).unwrap());
+    assert!(Graph::from_bytes(raw, None).unwrap_err().to_string().contains("data/external.bin"));
+    let g = read("carried");
+    let refused = g.to_bytes().unwrap_err().to_string();
+    assert!(refused.contains("data/external.bin"), "{refused}");
+    let out = tempfile::tempdir().unwrap();
+    let target = out.path().join("m.onnx");
+    g.write(&target).unwrap();
+    assert_eq!(std::fs::read(path("carried")).unwrap(), std::fs::read(&target).unwrap());
+    for file in ["data/external.bin", "data/more.bin"] {
+        assert_eq!(std::fs::read(source.join(file)).unwrap(), std::fs::read(out.path().join(file)).unwrap());
+    }
+    // Where one file cannot be put, none is.
+    let out = tempfile::tempdir().unwrap();
+    std::fs::create_dir(out.path().join("data")).unwrap();
+    std::fs::write(out.path().join("data/more.bin"), b"precious").unwrap();
+    assert!(g.write(out.path().join("m.onnx")).unwrap_err().to_string().contains("more.bin"));
+    assert!(!out.path().join("data/external.bin").exists() && !out.path().join("m.onnx").exists());
 }
 
 /// `external.onnx` with its location replaced by another of the same length.

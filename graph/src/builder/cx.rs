@@ -138,7 +138,7 @@ impl Cx {
             let graph = self.graph.borrow();
             let id = var.id();
             let listed = graph.outputs.contains(&id);
-            let provided = graph.inputs.contains(&id) || graph.initializer(id).is_some();
+            let provided = graph.producer(id).is_none();
             let copied = listed || (provided && graph.name_of(id) != name);
             drop(graph);
             if copied { var.identity() } else { var }

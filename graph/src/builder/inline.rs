@@ -68,7 +68,7 @@ impl Cx {
                 if let Some(id) = id {
                     self.edit(|g| {
                         let name = format!("{scope}{}", graph.name_of(*id));
-                        let bound = g.inputs.contains(&var.id()) || g.initializer(var.id()).is_some();
+                        let bound = g.producer(var.id()).is_none();
                         if g.find(&name).is_none() && !bound { g.rename(var.id(), &name) } else { Ok(()) }
                     })?;
                     map.insert(*id, var);
