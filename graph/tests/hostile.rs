@@ -137,7 +137,7 @@ fn shapes_of_many_dims_are_refused_when_read() {
     let info = field(11, &[field(1, b"wide"), ty].concat());
     let error = Graph::from_bytes(field(7, &info).into(), None).unwrap_err().to_string();
     assert!(error.contains("'wide'") && error.contains("65 dims"), "{error}");
-    let tensor = field(5, &[vec![0x08, 1].repeat(65), vec![0x10, 1], field(8, b"deep"), field(9, &[0; 4])].concat());
+    let tensor = field(5, &[[0x08, 1].repeat(65), vec![0x10, 1], field(8, b"deep"), field(9, &[0; 4])].concat());
     let error = Graph::from_bytes(field(7, &tensor).into(), None).unwrap_err().to_string();
     assert!(error.contains("'deep'") && error.contains("65 dims"), "{error}");
 }
