@@ -99,12 +99,44 @@ impl Array {
         let shape = self.shape().to_vec();
         match &self.data {
             ArrayData::Float(a) => Ok(Tensor::from_f64(self.dtype, shape, &a.iter().copied().collect::<Vec<_>>())?),
-            ArrayData::Int(a) if self.dtype == DType::I64 => {
-                Ok(Tensor::new(shape, a.iter().copied().collect::<Vec<_>>())?)
-            }
-            ArrayData::Int(a) => {
-                Ok(Tensor::from_f64(self.dtype, shape, &a.iter().map(|&x| x as f64).collect::<Vec<_>>())?)
-            }
+            ArrayData::Int(a) => ints_to_tensor(self.dtype, shape, a),
         }
+    }
+}
+
+/// Integers wrapped into the range of their dtype.
+fn ints_to_tensor(dtype: DType, shape: Vec<usize>, a: &ArrayD<i64>) -> Result<Tensor, OpError> {
+    macro_rules! wrapped {
+        ($t:ty) => {
+            Tensor::new(shape, a.iter().map(|&x| x as $t).collect::<Vec<_>>())
+        };
+    }
+    Ok(match dtype {
+        DType::I8 => wrapped!(i8),
+        DType::I16 => wrapped!(i16),
+        DType::I32 => wrapped!(i32),
+        DType::I64 => wrapped!(i64),
+        DType::U8 => wrapped!(u8),
+        DType::U16 => wrapped!(u16),
+        DType::U32 => wrapped!(u32),
+        DType::U64 => wrapped!(u64),
+        _ => Tensor::from_f64(dtype, shape, &a.iter().map(|&x| x as f64).collect::<Vec<_>>()),
+    }?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn integers_keep_every_bit() {
+        let wide = Tensor::new([2], vec![(1u64 << 53) + 1, u64::MAX >> 1]).unwrap();
+        assert_eq!(Array::from_tensor(&wide).unwrap().to_tensor().unwrap(), wide);
+        for dtype in [DType::I8, DType::U8, DType::I16, DType::U16, DType::I32, DType::U32, DType::I64, DType::Bool] {
+            let small = Tensor::from_f64(dtype, [2], &[0.0, 1.0]).unwrap();
+            assert_eq!(Array::from_tensor(&small).unwrap().to_tensor().unwrap(), small);
+        }
+        let huge = Tensor::new([1], vec![u64::MAX]).unwrap();
+        assert!(Array::from_tensor(&huge).is_err(), "beyond what an Array holds");
     }
 }

@@ -1,9 +1,12 @@
 //! From the operator forms of opsets 7 to 24 to one form each: that of opset [`OPSET`], which the builder emits,
 //! the op table describes and every later pass expects.
 
-use crate::ops::normalize_axis;
-use crate::{Attr, Dim, Graph, GraphError, IR_VERSION, Node, NodeId, OPSET, OpError, ValueId, op_bail};
-use limbeck_tensor::{DType, Tensor};
+mod forms;
+
+use crate::infer::infer_results;
+use crate::{Capture, Graph, GraphError, IR_VERSION, Node, NodeId, OPSET, ValueId};
+use forms::{Edit, rewrite};
+use std::collections::{HashMap, HashSet};
 
 /// Oldest and newest opset that is understood.
 const UNDERSTOOD: std::ops::RangeInclusive<i64> = 7..=24;
@@ -43,11 +46,22 @@ impl Graph {
             self.inputs.retain(|id| !initializers.contains_key(id));
         }
         pass(self, from)?;
-        let to = newest(self);
-        self.meta.opsets.retain(|(domain, _)| !matches!(domain.as_str(), "" | "ai.onnx"));
-        self.meta.opsets.insert(0, (String::new(), to));
+        self.declare_opset(newest(self));
         self.meta.ir_version = self.meta.ir_version.max(IR_VERSION);
         self.verify()
+    }
+}
+
+impl Graph {
+    /// Declares the opset that the operators in use need, when the declared one is older.
+    pub(crate) fn raise_opset(&mut self) {
+        let to = newest(self).max(self.opset("").unwrap_or(OPSET));
+        self.declare_opset(to);
+    }
+
+    fn declare_opset(&mut self, to: i64) {
+        self.meta.opsets.retain(|(domain, _)| !matches!(domain.as_str(), "" | "ai.onnx"));
+        self.meta.opsets.insert(0, (String::new(), to));
     }
 }
 
@@ -61,324 +75,67 @@ fn newest(graph: &Graph) -> i64 {
 }
 
 fn pass(graph: &mut Graph, from: i64) -> Result<(), GraphError> {
-    for id in graph.node_ids() {
-        let (label, op) = (graph.label(id), graph.node(id).full_op());
-        if graph.node(id).domain_or_default().is_empty() {
-            let mut edit = Edit { graph, id, label: &label, from };
-            rewrite(&mut edit).map_err(|e| GraphError::Node { node: label.clone(), op, reason: e.0 })?;
+    let outputs: HashSet<ValueId> = graph.outputs.iter().copied().collect();
+    let read = graph.nodes().flat_map(|(_, n)| n.reads());
+    let used: HashSet<ValueId> = outputs.iter().copied().chain(read).collect();
+    let old = graph.node_ids();
+    let (mut order, mut replaced, mut done) = (Vec::with_capacity(old.len()), HashSet::new(), Ok(()));
+    for id in old {
+        if done.is_ok() && constant_to_initializer(graph, id, &outputs) {
+            replaced.insert(id);
+        } else if done.is_ok() {
+            done = canonical_node(graph, id, from, &used, &mut order);
         }
-        if graph.nodes[id.0 as usize].is_none() {
-            continue;
-        }
-        if graph.node(id).subgraphs().next().is_some() {
-            let types = graph.values.clone();
-            for sub in graph.node_mut(id).subgraphs_mut() {
-                for capture in sub.captures.clone() {
-                    if sub.ty(capture.inner).is_none() {
-                        sub.set_ty(capture.inner, types[capture.outer.0 as usize].ty.clone());
-                    }
-                }
-                pass(sub, from)?;
-            }
-        }
-        infer(graph, id);
+        order.push(id);
     }
+    graph.set_order(order);
+    graph.remove_nodes(&replaced);
+    done
+}
+
+fn canonical_node(
+    graph: &mut Graph,
+    id: NodeId,
+    from: i64,
+    used: &HashSet<ValueId>,
+    order: &mut Vec<NodeId>,
+) -> Result<(), GraphError> {
+    let (label, op) = (graph.label(id), graph.node(id).full_op());
+    if graph.node(id).domain_or_default().is_empty() {
+        let mut edit = Edit { graph, id, label: &label, from, used, order };
+        rewrite(&mut edit).map_err(|e| GraphError::Node { node: label.clone(), op, reason: e.0 })?;
+    }
+    if graph.node(id).subgraphs().next().is_some() {
+        let captured = graph.node(id).subgraphs().flat_map(|g| g.captures.iter().map(|c| c.outer));
+        let types: HashMap<ValueId, _> = captured.map(|v| (v, graph.ty(v).cloned())).collect();
+        for sub in graph.node_mut(id).subgraphs_mut() {
+            for Capture { inner, outer } in sub.captures.clone() {
+                if sub.ty(inner).is_none() {
+                    sub.set_ty(inner, types.get(&outer).cloned().flatten());
+                }
+            }
+            pass(sub, from)?;
+        }
+    }
+    infer(graph, id);
     Ok(())
 }
 
 /// Learns what can be known now about the types of a node's results; nothing is lost when that is little.
-pub(crate) fn infer(graph: &mut Graph, id: NodeId) {
+fn infer(graph: &mut Graph, id: NodeId) {
+    let known = |o: &ValueId| graph.ty(*o).is_some_and(|t| t.concrete().is_some());
+    if !graph.node(id).outputs.iter().flatten().all(known) {
+        let _ = infer_results(graph, id);
+    }
+}
+
+/// Stores what a Constant node holds; the node is to be removed. Graph outputs stay nodes, since many engines refuse
+/// constants there.
+fn constant_to_initializer(graph: &mut Graph, id: NodeId, outputs: &HashSet<ValueId>) -> bool {
     let node = graph.node(id);
-    if node.outputs.iter().flatten().all(|&o| graph.ty(o).is_some_and(|t| t.concrete().is_some())) {
-        return;
-    }
-    if let Ok(types) = crate::infer_node(graph, node, "") {
-        for (output, ty) in node.outputs.clone().into_iter().zip(types) {
-            let Some(output) = output else { continue };
-            if ty.concrete().is_some() || graph.ty(output).is_none_or(|t| t.dims.is_none()) {
-                graph.set_ty(output, Some(ty));
-            }
-        }
-    }
-}
-
-/// One node being rewritten.
-struct Edit<'a> {
-    graph: &'a mut Graph,
-    id: NodeId,
-    label: &'a str,
-    from: i64,
-}
-
-impl Edit<'_> {
-    fn node(&self) -> &Node {
-        self.graph.node(self.id)
-    }
-
-    fn take(&mut self, attr: &str) -> Option<Attr> {
-        if !self.node().attrs.contains_key(attr) {
-            return None;
-        }
-        self.graph.node_mut(self.id).attrs.shift_remove(attr)
-    }
-
-    fn set(&mut self, attr: &str, value: impl Into<Attr>) {
-        self.graph.node_mut(self.id).attrs.insert(attr.into(), value.into());
-    }
-
-    fn set_input(&mut self, at: usize, value: ValueId) {
-        let inputs = &mut self.graph.node_mut(self.id).inputs;
-        if inputs.len() <= at {
-            inputs.resize(at + 1, None);
-        }
-        inputs[at] = Some(value);
-    }
-
-    fn constant(&mut self, what: &str, tensor: Tensor) -> ValueId {
-        self.graph.add_initializer(format!("{}.{what}", self.label), tensor)
-    }
-
-    fn ints(&mut self, what: &str, values: Vec<i64>) -> Result<ValueId, OpError> {
-        Ok(self.constant(what, Tensor::new([values.len()], values)?))
-    }
-
-    /// Turns an integer-list attribute into operand `at`.
-    fn ints_to_input(&mut self, attr: &str, at: usize) -> Result<(), OpError> {
-        match self.take(attr) {
-            None => Ok(()),
-            Some(Attr::Ints(values)) => {
-                let value = self.ints(attr, values)?;
-                self.set_input(at, value);
-                Ok(())
-            }
-            Some(_) => op_bail!("attribute '{attr}' is not a list of integers"),
-        }
-    }
-
-    /// Turns a float attribute into the scalar operand `at` of the first operand's dtype.
-    fn float_to_input(&mut self, attr: &str, at: usize) -> Result<(), OpError> {
-        match self.take(attr) {
-            None => Ok(()),
-            Some(Attr::Float(value)) => {
-                let dtype = self.dtype()?;
-                let value = self.constant(attr, Tensor::from_f64(dtype, [], &[f64::from(value)])?);
-                self.set_input(at, value);
-                Ok(())
-            }
-            Some(_) => op_bail!("attribute '{attr}' is not a float"),
-        }
-    }
-
-    fn dtype(&self) -> Result<DType, OpError> {
-        let ty = self.node().input(0).and_then(|x| self.graph.ty(x));
-        ty.map(|t| t.dtype).ok_or_else(|| OpError("the dtype of its first operand is unknown".into()))
-    }
-
-    /// Inserts a node with one new result before this one.
-    fn before(&mut self, node: Node, what: &str) -> ValueId {
-        let output = self.graph.add_value(format!("{}.{what}", self.label), None);
-        let id = self.graph.insert_node_before(self.id, Node { outputs: vec![Some(output)], ..node });
-        infer(self.graph, id);
-        output
-    }
-
-    /// Makes this node another operation with the same results.
-    fn become_node(&mut self, op: &str, inputs: &[ValueId]) {
-        let node = self.graph.node_mut(self.id);
-        node.op = op.into();
-        node.inputs = inputs.iter().copied().map(Some).collect();
-        node.attrs.clear();
-    }
-
-    fn is_used(&self, value: ValueId) -> bool {
-        self.graph.outputs.contains(&value) || self.graph.nodes().any(|(_, n)| n.reads().contains(&value))
-    }
-
-    /// Drops results from `keep` on, which nothing may use.
-    fn drop_outputs(&mut self, keep: usize) -> Result<(), OpError> {
-        for output in self.node().outputs.iter().skip(keep).copied().collect::<Vec<_>>().into_iter().flatten() {
-            if self.is_used(output) {
-                op_bail!("result '{}' is used, which opset {OPSET} does not provide", self.graph.name_of(output));
-            }
-            self.graph.values[output.0 as usize].producer = None;
-        }
-        if self.node().outputs.len() > keep {
-            self.graph.node_mut(self.id).outputs.truncate(keep);
-        }
-        Ok(())
-    }
-}
-
-fn rewrite(e: &mut Edit) -> Result<(), OpError> {
-    let from = e.from;
-    match e.node().op.clone().as_str() {
-        "Constant" => constant_to_initializer(e),
-        "Squeeze" | "Unsqueeze" | "ReduceSum" if from < 13 => e.ints_to_input("axes", 1)?,
-        "ReduceMax" | "ReduceMin" | "ReduceMean" | "ReduceProd" | "ReduceL1" | "ReduceL2" | "ReduceLogSum"
-        | "ReduceLogSumExp" | "ReduceSumSquare"
-            if from < 18 =>
-        {
-            e.ints_to_input("axes", 1)?;
-        }
-        "Clip" if from < 11 => {
-            e.float_to_input("min", 1)?;
-            e.float_to_input("max", 2)?;
-        }
-        "Slice" if from < 10 => {
-            e.ints_to_input("starts", 1)?;
-            e.ints_to_input("ends", 2)?;
-            e.ints_to_input("axes", 3)?;
-        }
-        "Pad" if from < 11 => {
-            e.ints_to_input("pads", 1)?;
-            e.float_to_input("value", 2)?;
-        }
-        "Split" if from < 18 => {
-            e.ints_to_input("split", 1)?;
-            if e.node().input(1).is_none() {
-                let parts = e.node().outputs.len();
-                e.set("num_outputs", parts);
-            }
-        }
-        "TopK" if from < 10 => {
-            let k = e.node().int("k").ok_or("attribute 'k' is missing")?;
-            e.take("k");
-            let k = e.ints("k", vec![k])?;
-            e.set_input(1, k);
-        }
-        "Dropout" if from < 12 => dropout(e)?,
-        "BatchNormalization" if from < 14 => batch_normalization(e)?,
-        "Softmax" | "LogSoftmax" | "Hardmax" if from < 13 => flattened_softmax(e)?,
-        "Upsample" => upsample(e)?,
-        "Resize" if from < 11 => {
-            let scales = e.node().input(1).ok_or("has no scales")?;
-            resize(e, scales)?;
-        }
-        "Scatter" => e.graph.node_mut(e.id).op = "ScatterElements".into(),
-        "RoiAlign" if from < 16 => e.set("coordinate_transformation_mode", "output_half_pixel"),
-        "GridSample" if from < 20 => match e.node().str("mode") {
-            Some("bilinear") => e.set("mode", "linear"),
-            Some("bicubic") => e.set("mode", "cubic"),
-            _ => {}
-        },
-        "DFT" if from < 20 => {
-            let axis = e.node().int("axis").unwrap_or(1);
-            e.take("axis");
-            let axis = e.constant("axis", Tensor::scalar(axis));
-            e.set_input(2, axis);
-        }
-        "GroupNormalization" if from < 21 => group_normalization(e)?,
-        "Cast" | "CastLike" if from > 23 => {
-            // Only conversions to float8e8m0 look at it, which opset 20 lacks.
-            e.take("round_mode");
-        }
-        "QuantizeLinear" | "DequantizeLinear" if from > 20 => {
-            if e.node().int("block_size").unwrap_or(0) != 0 {
-                op_bail!("blocked quantisation came after opset {OPSET}");
-            }
-            for attr in ["block_size", "precision"] {
-                e.take(attr);
-            }
-            if e.node().int("output_dtype").unwrap_or(0) != 0 {
-                op_bail!("attribute 'output_dtype' came after opset {OPSET}; give the type by a zero point");
-            }
-            e.take("output_dtype");
-        }
-        "Scan" if from < 9 => op_bail!("the batched form of opset 8 is not supported"),
-        "Add" | "Sub" | "Mul" | "Div" | "Pow" | "And" | "Or" | "Xor" | "Equal" | "Greater" | "Less" => {
-            if let Some(attr) = ["axis", "broadcast"].iter().find(|a| e.node().attrs.contains_key(**a)) {
-                op_bail!("attribute '{attr}' belongs to opset 6 and has no meaning at opset {from}");
-            }
-        }
-        _ => {}
-    }
-    Ok(())
-}
-
-/// Graph outputs stay nodes, since many engines refuse constants there.
-fn constant_to_initializer(e: &mut Edit) {
-    if let (Some(output), Some(value)) = (e.node().output(0), e.node().constant_value())
-        && !e.graph.outputs.contains(&output)
-    {
-        e.graph.remove_node(e.id);
-        e.graph.set_initializer(output, value);
-    }
-}
-
-/// Before opset 12 the ratio was an attribute and training could not be asked for.
-fn dropout(e: &mut Edit) -> Result<(), OpError> {
-    if let Some(Attr::Float(ratio)) = e.take("ratio") {
-        let ratio = e.constant("ratio", Tensor::scalar(ratio));
-        e.set_input(1, ratio);
-    }
-    // The mask was of the data's type then.
-    if e.from < 10 { e.drop_outputs(1) } else { Ok(()) }
-}
-
-/// Before opset 14 more than one result meant training.
-fn batch_normalization(e: &mut Edit) -> Result<(), OpError> {
-    if let Some(Attr::Int(0)) = e.take("spatial") {
-        op_bail!("spatial=0 (a mean for every position) was dropped by later opsets");
-    }
-    if e.node().outputs.iter().skip(1).any(Option::is_some) {
-        e.drop_outputs(3)?;
-        e.set("training_mode", 1i64);
-        return Ok(());
-    }
-    e.drop_outputs(1)
-}
-
-/// Before opset 13 these worked on the matrix that results from flattening at `axis`.
-fn flattened_softmax(e: &mut Edit) -> Result<(), OpError> {
-    let axis = e.node().int("axis").unwrap_or(1);
-    let x = e.node().input(0).ok_or("has no operand")?;
-    if let Some(dims) = e.graph.ty(x).and_then(|t| t.dims.as_ref()) {
-        let at = normalize_axis(axis, dims.len())?;
-        if dims[at + 1..].iter().all(|d| *d == Dim::Known(1)) {
-            e.set("axis", at);
-            return Ok(());
-        }
-    }
-    let op = e.node().op.clone();
-    let flat = e.before(Node::new("Flatten", &[x], &[]).with("axis", axis), "flat");
-    let soft = e.before(Node::new(&op, &[flat], &[]).with("axis", 1i64), "soft");
-    let shape = e.before(Node::new("Shape", &[x], &[]), "shape");
-    e.become_node("Reshape", &[soft, shape]);
-    Ok(())
-}
-
-fn upsample(e: &mut Edit) -> Result<(), OpError> {
-    let scales = match e.take("scales") {
-        Some(Attr::Floats(scales)) => e.constant("scales", Tensor::new([scales.len()], scales)?),
-        _ => e.node().input(1).ok_or("has no scales")?,
-    };
-    e.graph.node_mut(e.id).op = "Resize".into();
-    resize(e, scales)
-}
-
-/// Upsample, and Resize of opset 10, read pixel `floor(x / scale)`.
-fn resize(e: &mut Edit, scales: ValueId) -> Result<(), OpError> {
-    let x = e.node().input(0).ok_or("has no operand")?;
-    e.graph.node_mut(e.id).inputs = vec![Some(x), None, Some(scales)];
-    e.set("coordinate_transformation_mode", "asymmetric");
-    e.set("nearest_mode", "floor");
-    Ok(())
-}
-
-/// Before opset 21 scale and bias had one entry a group, from then on one a channel.
-fn group_normalization(e: &mut Edit) -> Result<(), OpError> {
-    let groups = e.node().int("num_groups").filter(|g| *g > 0).ok_or("num_groups is missing")?;
-    let dims = e.node().input(0).and_then(|x| e.graph.ty(x)?.dims.as_ref()?.get(1)?.known());
-    let channels = dims.and_then(|c| i64::try_from(c).ok()).ok_or("the number of channels is unknown")?;
-    for (at, name) in [(1, "scale"), (2, "bias")] {
-        let per_group = e.node().input(at).ok_or_else(|| OpError(format!("operand {at} is missing")))?;
-        let axes = e.ints("axes", vec![1])?;
-        let column = e.before(Node::new("Unsqueeze", &[per_group, axes], &[]), name);
-        let shape = e.ints("shape", vec![groups, channels / groups])?;
-        let table = e.before(Node::new("Expand", &[column, shape], &[]), name);
-        let shape = e.ints("shape", vec![channels])?;
-        let per_channel = e.before(Node::new("Reshape", &[table, shape], &[]), name);
-        e.set_input(at, per_channel);
-    }
-    Ok(())
+    let stored = node.is("", "Constant").then(|| node.output(0).zip(node.constant_value())).flatten();
+    let Some((output, value)) = stored.filter(|(output, _)| !outputs.contains(output)) else { return false };
+    graph.set_initializer(output, value);
+    graph.mark_literal(output);
+    true
 }

@@ -1,22 +1,20 @@
 //! Making shapes concrete: named dims fixed to numbers, constant expressions computed.
 
-use crate::canonical::infer;
+use crate::infer::{SMALL, infer_results};
 use crate::ops::{self, EvalCx};
-use crate::{Array, Dim, Graph, GraphError, Node, NodeId, TensorType, ValueId};
-use limbeck_tensor::{Tensor, element_count};
+use crate::types::MAX_RANK;
+use crate::{Array, Dim, Graph, GraphError, Node, NodeId, OPSET, TensorType, ValueId};
+use limbeck_tensor::{DType, Tensor, element_count};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-/// Largest result (in elements) that folding stores.
-const LARGEST_RESULT: usize = 65_536;
-/// Largest operand (in elements) that folding reads with the slow evaluator.
-const LARGEST_OPERAND: usize = 1 << 22;
 /// Operators whose result is not a function of their operands.
 const RANDOM: &[&str] =
     &["Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"];
 
 impl Graph {
-    /// Fixes named dims, subgraphs included, and infers all types anew. A name that the graph does not have is an
-    /// error that lists those it has.
+    /// Fixes named dims, subgraphs included, and learns all types: shapes that a canonical graph computes from its
+    /// dims are folded ([`Graph::fold_shapes`]), others only inferred ([`Graph::infer_types`]). A name that the graph
+    /// does not have is an error that lists those it has.
     pub fn bind_dims(&mut self, dims: &[(&str, usize)]) -> Result<(), GraphError> {
         let mut names = BTreeSet::new();
         named_dims(self, &mut names);
@@ -29,7 +27,26 @@ impl Graph {
             }
         }
         bind(self, &dims.iter().copied().collect());
-        self.infer_types()
+        if self.is_canonical() { self.fold_shapes().map(|_| ()) } else { self.infer_types() }
+    }
+
+    /// Infers all types (as [`Graph::infer_types`] does) and on the way computes what shapes are made of: `Shape` and
+    /// `Size` of known dims, and integer arithmetic on them and on other small constants. Results become literals, so
+    /// that what is reshaped to them (torch's `x.view(x.size(0), -1)`) has a concrete shape. Weights are left alone:
+    /// of floats only a few literals are computed with, such as the scales of a Resize. Graph
+    /// outputs and all other nodes stay. Returns how many nodes were computed.
+    ///
+    /// Who needs concrete shapes (differentiation, lowering, cost, quantisation) calls [`Graph::canonicalise`] and then
+    /// [`Graph::bind_dims`], which ends with this, or this alone when no dim has a name.
+    pub fn fold_shapes(&mut self) -> Result<usize, GraphError> {
+        self.require_canonical("fold_shapes")?;
+        let Folded { nodes, values, inferred } = fold_nodes(self, &SHAPES, true);
+        // Literals that only led to a shape are of no use any more.
+        let read: HashSet<ValueId> = self.nodes().flat_map(|(_, n)| n.reads()).chain(self.outputs.clone()).collect();
+        self.initializers.retain(|id, init| !init.literal || !values.contains(id) || read.contains(id));
+        inferred?;
+        self.verify()?;
+        Ok(nodes)
     }
 
     /// Computes nodes whose operands are all stored constants (and not inputs with a default) when their results
@@ -37,25 +54,79 @@ impl Graph {
     /// depend on them become known. Then removes what no output needs. Graph outputs stay nodes. Returns how many
     /// nodes were computed.
     ///
-    /// Expressions of weights alone are computed too: a graph that is to be trained keeps only the weights that
-    /// still are operands afterwards.
+    /// Expressions of weights alone are computed too: for a graph that is to be trained use [`Graph::fold_shapes`].
     pub fn fold_constants(&mut self) -> Result<usize, GraphError> {
-        let mut folded = 0;
-        for id in self.node_ids() {
-            let is_output = self.node(id).outputs.iter().flatten().any(|o| self.outputs.contains(o));
-            if let Some(results) = fold(self, id).filter(|_| !is_output) {
-                self.remove_node(id);
-                results.into_iter().for_each(|(value, tensor)| self.set_initializer(value, tensor));
-                folded += 1;
-            } else {
-                // What was folded before may have been the shape that this node asks for.
-                infer(self, id);
-            }
-        }
+        self.require_canonical("fold_constants")?;
+        let folded = fold_nodes(self, &CONSTANTS, false);
         self.remove_dead();
         self.verify()?;
-        Ok(folded)
+        Ok(folded.nodes)
     }
+
+    /// True when operators mean what the op table says.
+    fn is_canonical(&self) -> bool {
+        self.opset("").is_none_or(|opset| opset >= OPSET)
+    }
+
+    fn require_canonical(&self, pass: &str) -> Result<(), GraphError> {
+        if self.is_canonical() {
+            return Ok(());
+        }
+        let reason = format!("{pass} needs the operators of opset {OPSET}; canonicalise the graph first");
+        Err(GraphError::Invalid { graph: self.name.clone(), reason })
+    }
+}
+
+/// What folding may compute.
+struct Limits {
+    /// Largest operand, in elements.
+    operand: usize,
+    /// Largest result, in elements.
+    result: usize,
+    /// Largest float operand or result; beyond integers, folding then sees literals alone.
+    literal: Option<usize>,
+}
+
+const SHAPES: Limits = Limits { operand: SMALL, result: SMALL, literal: Some(MAX_RANK) };
+const CONSTANTS: Limits = Limits { operand: 1 << 22, result: 1 << 16, literal: None };
+
+/// What folding did.
+struct Folded {
+    /// How many nodes were computed.
+    nodes: usize,
+    /// Operands and results of those nodes.
+    values: HashSet<ValueId>,
+    /// The first error of inference, at which a strict pass stops.
+    inferred: Result<(), GraphError>,
+}
+
+/// Infers the types of all nodes and computes those that the limits allow.
+fn fold_nodes(graph: &mut Graph, limits: &Limits, strict: bool) -> Folded {
+    let inputs: HashSet<ValueId> = graph.inputs.iter().copied().collect();
+    let outputs: HashSet<ValueId> = graph.outputs.iter().copied().collect();
+    let (mut nodes, mut values, mut inferred) = (HashSet::new(), HashSet::new(), Ok(()));
+    for id in graph.node_ids() {
+        let result = infer_results(graph, id);
+        if strict && result.is_err() {
+            inferred = result;
+            break;
+        }
+        if graph.node(id).outputs.iter().flatten().any(|o| outputs.contains(o)) {
+            continue;
+        }
+        let Some((results, literal)) = fold(graph, id, limits, &inputs) else { continue };
+        nodes.insert(id);
+        values.extend(graph.node(id).reads());
+        for (value, tensor) in results {
+            graph.set_initializer(value, tensor);
+            if literal {
+                graph.mark_literal(value);
+            }
+            values.insert(value);
+        }
+    }
+    graph.remove_nodes(&nodes);
+    Folded { nodes: nodes.len(), values, inferred }
 }
 
 fn named_dims(graph: &Graph, names: &mut BTreeSet<String>) {
@@ -85,27 +156,43 @@ fn bind(graph: &mut Graph, dims: &BTreeMap<&str, usize>) {
     }
 }
 
-/// Results of a node that depends on constants alone, `None` when it does not or they are too large.
-fn fold(graph: &Graph, id: NodeId) -> Option<Vec<(ValueId, Tensor)>> {
+/// Results of a node that depends on constants alone, and whether those are literals; `None` when it does not or
+/// what it takes is beyond the limits.
+fn fold(
+    graph: &Graph,
+    id: NodeId,
+    limits: &Limits,
+    inputs: &HashSet<ValueId>,
+) -> Option<(Vec<(ValueId, Tensor)>, bool)> {
     let node = graph.node(id);
     if node.subgraphs().next().is_some() || (node.domain_or_default().is_empty() && RANDOM.contains(&&*node.op)) {
         return None;
     }
     if let Some(value) = shape_of(graph, node) {
-        return Some(vec![(node.output(0)?, value)]);
+        return Some((vec![(node.output(0)?, value)], true));
     }
     let spec = ops::find(node.domain_or_default(), &node.op)?;
-    let inputs: HashSet<ValueId> = graph.inputs.iter().copied().collect();
+    let literal = node.inputs.iter().flatten().all(|&i| graph.is_literal(i));
+    let allowed = |dtype: DType, n: usize, literal: bool, most: usize| match limits.literal {
+        Some(few) if dtype.is_float() => literal && n <= few,
+        _ => n <= most,
+    };
     let mut operands = Vec::with_capacity(node.inputs.len());
     for &input in &node.inputs {
         operands.push(match input {
             None => None,
             Some(value) if inputs.contains(&value) => return None,
-            Some(value) => Some(graph.constant(value).filter(|t| t.len() <= LARGEST_OPERAND)?),
+            Some(value) => {
+                let usable = |t: &Tensor| allowed(t.dtype(), t.len(), graph.is_literal(value), limits.operand);
+                Some(graph.constant(value).filter(usable)?)
+            }
         });
     }
     let types = crate::infer_node(graph, node, "").ok()?;
-    let small = |t: &TensorType| t.concrete().and_then(|s| element_count(&s)).is_some_and(|n| n <= LARGEST_RESULT);
+    let small = |t: &TensorType| {
+        let elements = t.concrete().and_then(|s| element_count(&s));
+        elements.is_some_and(|n| allowed(t.dtype, n, literal, limits.result))
+    };
     if !types.iter().all(small) {
         return None;
     }
@@ -114,7 +201,7 @@ fn fold(graph: &Graph, id: NodeId) -> Option<Vec<(ValueId, Tensor)>> {
     let results = (spec.eval)(&EvalCx { node, inputs: arrays.iter().map(Option::as_ref).collect() }).ok()?;
     let named = node.outputs.iter().zip(results).filter_map(|(o, r)| Some(((*o)?, r.rounded())));
     let tensors: Vec<_> = named.map(|(o, r)| r.to_tensor().map(|t| (o, t))).collect::<Result<_, _>>().ok()?;
-    (tensors.len() == node.outputs.iter().flatten().count()).then_some(tensors)
+    (tensors.len() == node.outputs.iter().flatten().count()).then_some((tensors, literal))
 }
 
 /// Value of `Shape` and `Size` when the dims they report are known.

@@ -1,11 +1,12 @@
 //! Type and shape inference: one node (the builder's check) and whole graphs.
 
 use crate::ops::{self, InferCx};
-use crate::{Graph, GraphError, Node, TensorType};
+use crate::types::MAX_RANK;
+use crate::{Graph, GraphError, Node, NodeId, OpError, TensorType, op_bail};
 use limbeck_tensor::Tensor;
 
 /// Largest constant (in elements) that inference looks into: shapes and axes, not weights.
-const SMALL: usize = 4096;
+pub(crate) const SMALL: usize = 4096;
 
 /// Types of the outputs of `node`, whose operands are values of `graph`. `label` names it in errors.
 pub fn infer_node(graph: &Graph, node: &Node, label: &str) -> Result<Vec<TensorType>, GraphError> {
@@ -19,7 +20,7 @@ pub fn infer_node(graph: &Graph, node: &Node, label: &str) -> Result<Vec<TensorT
         })
         .collect();
     let cx = InferCx { node, inputs: inputs.clone(), constants };
-    (spec.infer)(&cx).map_err(|e| {
+    (spec.infer)(&cx).and_then(check_ranks).map_err(|e| {
         let operands: Vec<String> = node
             .inputs
             .iter()
@@ -38,32 +39,51 @@ pub fn infer_node(graph: &Graph, node: &Node, label: &str) -> Result<Vec<TensorT
     })
 }
 
+fn check_ranks(types: Vec<TensorType>) -> Result<Vec<TensorType>, OpError> {
+    match types.iter().filter_map(TensorType::rank).find(|&rank| rank > MAX_RANK) {
+        Some(rank) => op_bail!("a result has {rank} dims; shapes have at most {MAX_RANK}"),
+        None => Ok(types),
+    }
+}
+
+/// Unites the types that the results of a node must have with those that are declared. Nodes of unknown operators
+/// and nodes with an untyped operand say nothing.
+pub(crate) fn infer_results(graph: &mut Graph, id: NodeId) -> Result<(), GraphError> {
+    let node = graph.node(id);
+    let untyped = node.inputs.iter().flatten().any(|&i| graph.ty(i).is_none());
+    if untyped || ops::find(node.domain_or_default(), &node.op).is_none() {
+        return Ok(());
+    }
+    let label = graph.label(id);
+    let types = infer_node(graph, node, &label)?;
+    for (output, ty) in node.outputs.clone().into_iter().zip(types) {
+        let Some(output) = output else { continue };
+        let united = match graph.ty(output) {
+            None => ty,
+            Some(declared) => ty.unify(declared).ok_or_else(|| GraphError::Value {
+                name: graph.name_of(output).into(),
+                reason: format!(
+                    "is declared as {declared}, but node '{label}' ({}) gives {ty}; correct or remove the declaration",
+                    graph.node(id).full_op()
+                ),
+            })?,
+        };
+        graph.set_ty(output, Some(united));
+    }
+    Ok(())
+}
+
 impl Graph {
-    /// Infers the types of all values from inputs and initializers. Nodes of unknown operators leave their
-    /// outputs as declared; a contradiction with a declared shape is an error.
+    /// Infers the types of all values from inputs and initializers and unites them with the declared ones: a number
+    /// beats a name, a name beats an unknown dim. A contradiction is an error that names the value and both types.
+    /// Nodes of unknown operators leave their results as declared. Shapes that integer operators compute stay
+    /// unknown: see [`Graph::fold_shapes`].
     pub fn infer_types(&mut self) -> Result<(), GraphError> {
-        for id in self.node_ids() {
-            let node = self.node(id);
-            let label = self.label(id);
-            if ops::find(node.domain_or_default(), &node.op).is_none() {
-                continue;
-            }
-            if node.inputs.iter().flatten().any(|&i| self.ty(i).is_none()) {
-                continue;
-            }
-            let types = infer_node(self, node, &label)?;
-            let outputs = node.outputs.clone();
-            for (output, ty) in outputs.into_iter().zip(types) {
-                if let Some(output) = output {
-                    self.set_ty(output, Some(ty));
-                }
-            }
-        }
-        Ok(())
+        self.node_ids().into_iter().try_for_each(|id| infer_results(self, id))
     }
 
     /// How errors call a node: its name, or its first output's.
-    pub fn label(&self, id: crate::NodeId) -> String {
+    pub fn label(&self, id: NodeId) -> String {
         let node = self.node(id);
         if !node.name.is_empty() {
             return node.name.clone();

@@ -1,12 +1,12 @@
 //! The graph: values, nodes, initializers, inputs and outputs. Ids stay valid while the graph is edited;
 //! removed nodes leave a hole.
 
-use crate::types::TensorType;
+use crate::constants::Initializer;
+use crate::types::{Dim, TensorType};
 use crate::{GraphError, Node};
 use bytes::Bytes;
 use indexmap::IndexMap;
-use limbeck_tensor::Tensor;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Names a value of one graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -28,40 +28,6 @@ pub struct Value {
     pub(crate) raw: Option<Bytes>,
 }
 
-/// A stored constant: weight, buffer or literal.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Initializer {
-    /// The data, mapped when it came from a file.
-    pub tensor: Tensor,
-    /// The TensorProto (or SparseTensorProto) as read, while the tensor is untouched.
-    pub(crate) raw: Option<Bytes>,
-    /// True when `raw` is a SparseTensorProto.
-    pub(crate) sparse: bool,
-    /// The file that holds the data, when it is not the model file.
-    pub(crate) external: Option<External>,
-}
-
-impl Initializer {
-    pub(crate) fn new(tensor: Tensor) -> Initializer {
-        Initializer { tensor, raw: None, sparse: false, external: None }
-    }
-}
-
-/// A file of weights beside the model file.
-#[derive(Debug, Clone)]
-pub(crate) struct External {
-    /// Path relative to the model's folder.
-    pub(crate) location: String,
-    /// The whole file, mapped.
-    pub(crate) file: Bytes,
-}
-
-impl PartialEq for External {
-    fn eq(&self, other: &External) -> bool {
-        self.location == other.location && self.file.len() == other.file.len()
-    }
-}
-
 /// A value that a subgraph takes from the graph around it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Capture {
@@ -71,8 +37,8 @@ pub struct Capture {
     pub outer: ValueId,
 }
 
-/// What an ONNX model says besides its graph.
-#[derive(Debug, Clone, PartialEq)]
+/// What an ONNX model says besides its graph. Empty in subgraphs read from a file: the model's holds for them.
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Meta {
     /// IR version of the file.
     pub ir_version: i64,
@@ -84,6 +50,8 @@ pub struct Meta {
     pub producer: String,
     /// Model-local functions, encoded FunctionProtos.
     pub functions: Vec<Bytes>,
+    /// External files that functions and undecoded attributes refer to, by location.
+    pub(crate) carried: BTreeMap<String, Bytes>,
     /// All other fields of the ModelProto, encoded.
     pub(crate) rest: Bytes,
 }
@@ -106,6 +74,10 @@ pub struct Graph {
     pub(crate) order: Vec<NodeId>,
     pub(crate) initializers: IndexMap<ValueId, Initializer>,
     pub(crate) by_name: HashMap<String, ValueId>,
+    /// Values renamed since the graph was read: nodes that were read with them are written anew.
+    pub(crate) renamed: HashSet<ValueId>,
+    /// Declarations (ValueInfoProtos) beside the one that counts, written as long as the value's own is untouched.
+    pub(crate) spare_infos: Vec<(ValueId, Bytes)>,
     /// GraphProto fields that are not modelled, encoded.
     pub(crate) rest: Bytes,
 }
@@ -127,10 +99,8 @@ impl Graph {
             meta: Meta {
                 ir_version: IR_VERSION,
                 opsets: vec![(String::new(), OPSET)],
-                metadata: vec![],
                 producer: "limbeck".into(),
-                functions: vec![],
-                rest: Bytes::new(),
+                ..Meta::default()
             },
             captures: vec![],
             values: vec![],
@@ -138,14 +108,18 @@ impl Graph {
             order: vec![],
             initializers: IndexMap::new(),
             by_name: HashMap::new(),
+            renamed: HashSet::new(),
+            spare_infos: vec![],
             rest: Bytes::new(),
         }
     }
 
     /// Version of an imported domain ("" is ai.onnx).
     pub fn opset(&self, domain: &str) -> Option<i64> {
-        let alias = |d: &str| if d == "ai.onnx" { String::new() } else { d.to_owned() };
-        self.meta.opsets.iter().find(|(d, _)| alias(d) == alias(domain)).map(|(_, v)| *v)
+        fn short(domain: &str) -> &str {
+            if domain == "ai.onnx" { "" } else { domain }
+        }
+        self.meta.opsets.iter().find(|(d, _)| short(d) == short(domain)).map(|(_, v)| *v)
     }
 
     /// The value with this id.
@@ -178,7 +152,13 @@ impl Graph {
         value.ty.as_ref().and_then(TensorType::concrete).ok_or_else(|| GraphError::Value {
             name: value.name.clone(),
             reason: match &value.ty {
-                Some(t) => format!("its shape {t} is not fully known; fix the named dims first (--dim NAME=N)"),
+                Some(t) if t.dims.iter().flatten().any(|d| matches!(d, Dim::Named(_))) => {
+                    format!("its shape {t} has named dims; give them numbers first (bind_dims, --dim NAME=N)")
+                }
+                Some(t) => format!(
+                    "its shape {t} is not fully known: it depends on data, or on shapes that are not folded yet \
+                     (canonicalise, then bind_dims or fold_shapes)"
+                ),
                 None => "its type is unknown".into(),
             },
         })
@@ -209,17 +189,22 @@ impl Graph {
     /// Adds a value; a taken or empty name gets a suffix.
     pub fn add_value(&mut self, name: impl Into<String>, ty: Option<TensorType>) -> ValueId {
         let wanted = name.into();
-        let base = if wanted.is_empty() { "v".to_owned() } else { wanted };
-        let mut name = base.clone();
+        let name = if wanted.is_empty() { self.free_name("v") } else { self.free_name(&wanted) };
+        let id = ValueId(self.values.len() as u32);
+        self.by_name.insert(name.clone(), id);
+        self.values.push(Value { name, ty, producer: None, raw: None });
+        id
+    }
+
+    /// `base`, with a suffix when a value has that name.
+    pub(crate) fn free_name(&self, base: &str) -> String {
+        let mut name = base.to_owned();
         let mut n = self.values.len();
         while self.by_name.contains_key(&name) {
             name = format!("{base}.{n}");
             n += 1;
         }
-        let id = ValueId(self.values.len() as u32);
-        self.by_name.insert(name.clone(), id);
-        self.values.push(Value { name, ty, producer: None, raw: None });
-        id
+        name
     }
 
     /// Renames a value; the name must be free.
@@ -237,13 +222,9 @@ impl Graph {
         self.by_name.insert(name.to_owned(), id);
         // Encoded forms carry names.
         if let Some(init) = self.initializers.get_mut(&id) {
-            *init = Initializer::new(init.tensor.clone());
+            *init = Initializer { literal: init.literal, ..Initializer::new(init.tensor.clone()) };
         }
-        for node in self.nodes.iter_mut().flatten() {
-            if node.raw.is_some() && node.touches(id) {
-                node.raw = None;
-            }
-        }
+        self.renamed.insert(id);
         Ok(())
     }
 
@@ -252,43 +233,6 @@ impl Graph {
         let id = self.add_value(name, Some(ty));
         self.inputs.push(id);
         id
-    }
-
-    /// Adds a stored constant.
-    pub fn add_initializer(&mut self, name: impl Into<String>, tensor: Tensor) -> ValueId {
-        let id = self.add_value(name, Some(TensorType::of(&tensor)));
-        self.initializers.insert(id, Initializer::new(tensor));
-        id
-    }
-
-    /// Stores `tensor` as the constant `id`, replacing the former one.
-    pub fn set_initializer(&mut self, id: ValueId, tensor: Tensor) {
-        self.set_ty(id, Some(TensorType::of(&tensor)));
-        self.initializers.insert(id, Initializer::new(tensor));
-    }
-
-    /// The stored constant of a value.
-    pub fn initializer(&self, id: ValueId) -> Option<&Tensor> {
-        self.initializers.get(&id).map(|i| &i.tensor)
-    }
-
-    /// Stored constants in file order.
-    pub fn initializers(&self) -> impl Iterator<Item = (ValueId, &Tensor)> {
-        self.initializers.iter().map(|(id, i)| (*id, &i.tensor))
-    }
-
-    /// Forgets a stored constant (the value stays).
-    pub fn remove_initializer(&mut self, id: ValueId) -> Option<Tensor> {
-        self.initializers.shift_remove(&id).map(|i| i.tensor)
-    }
-
-    /// The constant behind a value: an initializer, or the output of a Constant node holding a tensor.
-    pub fn constant(&self, id: ValueId) -> Option<Tensor> {
-        if let Some(t) = self.initializer(id) {
-            return Some(t.clone());
-        }
-        let node = self.node(self.producer(id)?);
-        (node.is("", "Constant")).then(|| node.constant_value()).flatten()
     }
 
     /// Node that computes a value.
@@ -301,7 +245,8 @@ impl Graph {
         self.nodes[id.0 as usize].as_ref().expect("node ids held by callers are live")
     }
 
-    /// A node to change; from then on it is written anew instead of verbatim.
+    /// A node to change: operator, attributes and operands. From then on it is written anew instead of verbatim. Its
+    /// outputs stay those it was added with: to change them remove the node and add another ([`Graph::verify`] tells).
     pub fn node_mut(&mut self, id: NodeId) -> &mut Node {
         let node = self.nodes[id.0 as usize].as_mut().expect("node ids held by callers are live");
         node.raw = None;
@@ -321,113 +266,6 @@ impl Graph {
     /// Number of nodes.
     pub fn node_count(&self) -> usize {
         self.order.len()
-    }
-
-    /// Appends a node; its outputs must be values without a producer.
-    pub fn add_node(&mut self, node: Node) -> NodeId {
-        let id = self.push_node(node);
-        self.order.push(id);
-        id
-    }
-
-    /// Inserts a node into the order just before `before`.
-    pub fn insert_node_before(&mut self, before: NodeId, node: Node) -> NodeId {
-        let id = self.push_node(node);
-        let at = self.order.iter().position(|&n| n == before).unwrap_or(self.order.len());
-        self.order.insert(at, id);
-        id
-    }
-
-    fn push_node(&mut self, node: Node) -> NodeId {
-        let id = NodeId(self.nodes.len() as u32);
-        for output in node.outputs.iter().flatten() {
-            self.values[output.0 as usize].producer = Some(id);
-        }
-        self.nodes.push(Some(node));
-        id
-    }
-
-    /// Removes a node; its outputs lose their producer.
-    pub fn remove_node(&mut self, id: NodeId) {
-        if let Some(node) = self.nodes[id.0 as usize].take() {
-            for output in node.outputs.iter().flatten() {
-                let producer = &mut self.values[output.0 as usize].producer;
-                if *producer == Some(id) {
-                    *producer = None;
-                }
-            }
-            self.order.retain(|&n| n != id);
-        }
-    }
-
-    /// Replaces the order of the nodes (a permutation of all of them).
-    pub(crate) fn set_order(&mut self, order: Vec<NodeId>) {
-        self.order = order;
-    }
-
-    /// Nodes that read each value, subgraph captures included.
-    pub fn consumers(&self) -> HashMap<ValueId, Vec<NodeId>> {
-        let mut map: HashMap<ValueId, Vec<NodeId>> = HashMap::new();
-        for (id, node) in self.nodes() {
-            for value in node.reads() {
-                let list = map.entry(value).or_default();
-                if list.last() != Some(&id) {
-                    list.push(id);
-                }
-            }
-        }
-        map
-    }
-
-    /// Makes every reader of `from` (nodes, subgraphs and graph outputs) read `to`.
-    /// Graph outputs keep their names when both values can be renamed.
-    pub fn replace_uses(&mut self, from: ValueId, to: ValueId) {
-        for node in self.nodes.iter_mut().flatten() {
-            node.replace_input(from, to);
-        }
-        if self.outputs.contains(&from) {
-            for output in &mut self.outputs {
-                if *output == from {
-                    *output = to;
-                }
-            }
-            let is_fixed = self.inputs.contains(&to) || self.outputs.iter().filter(|&&o| o == to).count() > 1;
-            if !is_fixed {
-                let name = self.name_of(from).to_owned();
-                let spare = format!("{name}.replaced");
-                let free = self.by_name.contains_key(&spare).then(|| format!("{spare}.{}", self.values.len()));
-                let renamed =
-                    self.rename(from, free.as_deref().unwrap_or(&spare)).and_then(|()| self.rename(to, &name));
-                debug_assert!(renamed.is_ok(), "the spare name is free");
-            }
-        }
-    }
-
-    /// Removes nodes and constants that no output depends on. Returns how many nodes went.
-    pub fn remove_dead(&mut self) -> usize {
-        let mut live: HashSet<ValueId> = self.outputs.iter().copied().collect();
-        let mut dead = vec![];
-        for &id in self.order.iter().rev() {
-            let node = self.node(id);
-            if node.outputs.iter().flatten().any(|o| live.contains(o)) {
-                live.extend(node.reads());
-            } else {
-                dead.push(id);
-            }
-        }
-        for id in &dead {
-            self.nodes[id.0 as usize] = None;
-        }
-        let gone: HashSet<NodeId> = dead.iter().copied().collect();
-        self.order.retain(|n| !gone.contains(n));
-        for value in &mut self.values {
-            if value.producer.is_some_and(|p| gone.contains(&p)) {
-                value.producer = None;
-            }
-        }
-        let inputs: HashSet<ValueId> = self.inputs.iter().copied().collect();
-        self.initializers.retain(|id, _| live.contains(id) || inputs.contains(id));
-        dead.len()
     }
 
     /// Value of a metadata key.

@@ -5,6 +5,8 @@
 mod array;
 mod builder;
 mod canonical;
+mod constants;
+mod edit;
 mod error;
 mod evaluate;
 mod fold;
@@ -19,9 +21,10 @@ mod verify;
 
 pub use array::{Array, ArrayData};
 pub use builder::{Cx, Rewrite, Var};
+pub use constants::Initializer;
 pub use error::{GraphError, OpError};
 pub use infer::infer_node;
-pub use ir::{Capture, Graph, IR_VERSION, Initializer, LIMBECK, Meta, NodeId, OPSET, Value, ValueId};
+pub use ir::{Capture, Graph, IR_VERSION, LIMBECK, Meta, NodeId, OPSET, Value, ValueId};
 pub use lower::{FUSED_OPS, Form};
 pub use node::{Attr, Node};
 pub use types::{Dim, TensorType};

@@ -185,10 +185,6 @@ impl Node {
         self.inputs.iter().flatten().copied().chain(captured).collect()
     }
 
-    pub(crate) fn touches(&self, id: ValueId) -> bool {
-        self.outputs.contains(&Some(id)) || self.reads().contains(&id)
-    }
-
     /// Reads `to` wherever it read `from`.
     pub fn replace_input(&mut self, from: ValueId, to: ValueId) {
         if !self.reads().contains(&from) {

@@ -4,6 +4,9 @@ use limbeck_tensor::{DType, Tensor};
 use std::fmt;
 use std::sync::Arc;
 
+/// Most dims that a shape may have. Bounds what a short list of inputs can make inference and reading allocate.
+pub(crate) const MAX_RANK: usize = 64;
+
 /// One extent of a shape.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Dim {
@@ -21,6 +24,18 @@ impl Dim {
         match self {
             Dim::Known(n) => Some(*n),
             _ => None,
+        }
+    }
+}
+
+impl Dim {
+    /// What two extents that are equal say together: a number beats a name, a name beats nothing, and of two names
+    /// this one stays. `None` when the numbers differ.
+    pub(crate) fn unify(&self, other: &Dim) -> Option<Dim> {
+        match (self, other) {
+            (Dim::Known(a), Dim::Known(b)) if a != b => None,
+            (Dim::Known(_), _) | (_, Dim::Unknown) | (Dim::Named(_), Dim::Named(_)) => Some(self.clone()),
+            _ => Some(other.clone()),
         }
     }
 }
@@ -75,6 +90,19 @@ impl TensorType {
     /// The shape when every extent is known.
     pub fn concrete(&self) -> Option<Vec<usize>> {
         self.dims.as_ref()?.iter().map(Dim::known).collect()
+    }
+
+    /// What two types of one value say together, dim by dim a number before a name before nothing. `None` when they
+    /// contradict each other.
+    pub fn unify(&self, other: &TensorType) -> Option<TensorType> {
+        let dims = match (&self.dims, &other.dims) {
+            (Some(a), Some(b)) if a.len() == b.len() => {
+                Some(a.iter().zip(b).map(|(a, b)| a.unify(b)).collect::<Option<_>>()?)
+            }
+            (Some(_), Some(_)) => return None,
+            (a, b) => a.clone().or_else(|| b.clone()),
+        };
+        (self.dtype == other.dtype).then_some(TensorType { dtype: self.dtype, dims })
     }
 
     /// Number of dimensions, when known.

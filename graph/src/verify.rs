@@ -1,6 +1,6 @@
 //! The rules that every graph keeps, checked after every pass.
 
-use crate::{Graph, GraphError, ValueId};
+use crate::{Graph, GraphError, NodeId, ValueId};
 use std::collections::HashSet;
 
 impl Graph {
@@ -8,13 +8,25 @@ impl Graph {
     /// included. The error names the rule and what breaks it.
     pub fn verify(&self) -> Result<(), GraphError> {
         let invalid = |reason: String| GraphError::Invalid { graph: self.name.clone(), reason };
+        let foreign = |id: &ValueId| id.0 as usize >= self.values.len();
         let mut ready: HashSet<ValueId> = self.inputs.iter().copied().collect();
         if ready.len() != self.inputs.len() {
             return Err(invalid("an input is listed twice".into()));
         }
+        let listed = self.inputs.iter().chain(&self.outputs).copied().chain(self.captures.iter().map(|c| c.inner));
+        if listed.into_iter().any(|id| foreign(&id)) {
+            return Err(invalid("an input, output or capture is a value of another graph".into()));
+        }
         ready.extend(self.initializers.keys().copied());
         ready.extend(self.captures.iter().map(|c| c.inner));
         for (id, node) in self.nodes() {
+            if node.reads().iter().chain(node.outputs.iter().flatten()).any(foreign) {
+                return Err(invalid(format!(
+                    "node '{}' ({}) uses a value of another graph",
+                    node.name,
+                    node.full_op()
+                )));
+            }
             for read in node.reads() {
                 if !ready.contains(&read) {
                     return Err(invalid(format!(
@@ -26,8 +38,12 @@ impl Graph {
                 }
             }
             for &output in node.outputs.iter().flatten() {
-                if self.producer(output) != Some(id) || !ready.insert(output) {
+                if !ready.insert(output) {
                     return Err(invalid(format!("value '{}' is assigned twice", self.name_of(output))));
+                }
+                if self.producer(output) != Some(id) {
+                    let reason = "was given to its node in place; remove the node and add it with its new outputs";
+                    return Err(invalid(format!("value '{}' {reason}", self.name_of(output))));
                 }
             }
             for sub in node.subgraphs() {
@@ -75,7 +91,8 @@ impl Graph {
             }
         }
         if order.len() != self.node_count() {
-            let stuck = self.nodes().find(|(id, _)| !order.contains(id)).map(|(id, _)| self.label(id));
+            let sorted: HashSet<NodeId> = order.into_iter().collect();
+            let stuck = self.nodes().find(|(id, _)| !sorted.contains(id)).map(|(id, _)| self.label(id));
             let reason = format!("node '{}' is part of a cycle or reads a missing value", stuck.unwrap_or_default());
             return Err(GraphError::Invalid { graph: self.name.clone(), reason });
         }

@@ -1,7 +1,7 @@
 //! Old operator forms become today's without a change of value: the outputs of ONNX Runtime on the old form
 //! (`models/old.*.npy`, made by `models/make.py`) are the reference.
 
-use limbeck_graph::{Cx, Graph, Node, OPSET, TensorType, ValueId};
+use limbeck_graph::{Attr, Cx, Dim, Graph, Node, OPSET, TensorType, ValueId};
 use limbeck_tensor::{DType, Tensor, io::read_npy};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -44,9 +44,8 @@ fn bound_and_folded_graphs_keep_their_values() {
     g.canonicalise().unwrap();
     let unknown = g.bind_dims(&[("batch", 2)]).unwrap_err().to_string();
     assert!(unknown.contains("'batch'") && unknown.contains("it has n"), "{unknown}");
-    g.bind_dims(&[("n", 2)]).unwrap();
     assert!(g.nodes().any(|(_, n)| n.op == "Shape"), "the flattened softmax asks for its shape");
-    assert_eq!(g.fold_constants().unwrap(), 1);
+    g.bind_dims(&[("n", 2)]).unwrap();
     assert!(!g.nodes().any(|(_, n)| n.op == "Shape"));
     for output in g.nodes().flat_map(|(_, n)| n.outputs.iter().flatten()) {
         g.shape(*output).unwrap();
@@ -122,4 +121,101 @@ fn folding_stops_at_inputs_and_large_results() {
     assert_eq!(ops, ["Expand", "ReduceSum", "Mul", "ReduceSum", "Add"]);
     assert_eq!(g.evaluate(&feed).unwrap(), before);
     assert_eq!(before["y"].to_f64_vec().unwrap(), [2.0 * 15.0 + 3.0 * 512.0 * 512.0]);
+}
+
+/// y = relu(x * (w * 2)) flattened as torch writes `x.view(x.size(0), -1)`, then a product with a matrix.
+fn viewed(rows: Dim) -> Graph {
+    let mut g = Graph::new("view");
+    let x = g.add_input("x", TensorType::with_dims(DType::F32, vec![rows, 2.into(), 3.into()]));
+    let w = g.add_initializer("w", Tensor::new([3], vec![1f32, 2.0, 3.0]).unwrap());
+    let two = g.add_initializer("two", Tensor::scalar(2f32));
+    let matrix = g.add_initializer("matrix", Tensor::new([6, 1], vec![1f32; 6]).unwrap());
+    let mut op = |op: &str, inputs: &[ValueId], attr: Option<(&str, Attr)>| {
+        let output = g.add_value(op.to_lowercase(), None);
+        let node = Node::new(op, inputs, &[output]);
+        g.add_node(attr.into_iter().fold(node, |node, (name, value)| node.with(name, value)));
+        output
+    };
+    let doubled = op("Mul", &[w, two], None);
+    let scaled = op("Mul", &[x, doubled], None);
+    let shape = op("Shape", &[x], None);
+    let first = op("Constant", &[], Some(("value", Tensor::scalar(0i64).into())));
+    let size = op("Gather", &[shape, first], None);
+    let axes = op("Constant", &[], Some(("value_ints", vec![0i64].into())));
+    let size = op("Unsqueeze", &[size, axes], None);
+    let rest = op("Constant", &[], Some(("value_ints", vec![-1i64].into())));
+    let target = op("Concat", &[size, rest], Some(("axis", 0i64.into())));
+    let flat = op("Reshape", &[scaled, target], None);
+    let y = op("MatMul", &[flat, matrix], None);
+    g.outputs.push(y);
+    g
+}
+
+#[test]
+fn shapes_computed_from_dims_become_known_and_weights_stay() {
+    let mut named = viewed("batch".into());
+    named.canonicalise().unwrap();
+    let error = named.shape(named.outputs[0]).unwrap_err().to_string();
+    assert!(error.contains("bind_dims") && error.contains("fold_shapes"), "{error}");
+    named.bind_dims(&[("batch", 2)]).unwrap();
+    let mut known = viewed(2.into());
+    known.canonicalise().unwrap();
+    assert_eq!(known.fold_shapes().unwrap(), 4);
+    let feed = BTreeMap::from([("x".to_owned(), Tensor::new([2, 2, 3], vec![1f32; 12]).unwrap())]);
+    for g in [named, known] {
+        let ops: Vec<&str> = g.nodes().map(|(_, n)| n.op.as_str()).collect();
+        assert_eq!(ops, ["Mul", "Mul", "Reshape", "MatMul"], "weights are not folded");
+        assert_eq!(g.shape(g.outputs[0]).unwrap(), [2, 1]);
+        // The weights, and the one shape that is left of its expression.
+        assert_eq!(g.initializers().filter(|(id, _)| g.is_literal(*id)).count(), 1);
+        let y = g.evaluate(&feed).unwrap()[g.name_of(g.outputs[0])].clone();
+        assert_eq!(y, Tensor::new([2, 1], vec![24f32, 24.0]).unwrap());
+    }
+}
+
+#[test]
+fn folding_needs_the_canonical_forms() {
+    let mut g = viewed(2.into());
+    g.meta.opsets = vec![(String::new(), 13)];
+    assert!(g.fold_shapes().unwrap_err().to_string().contains("canonicalise"));
+    assert!(g.fold_constants().unwrap_err().to_string().contains("canonicalise"));
+    let mut g = viewed("batch".into());
+    g.meta.opsets = vec![(String::new(), 13)];
+    g.bind_dims(&[("batch", 2)]).unwrap();
+    assert!(g.nodes().any(|(_, n)| n.op == "Shape"), "dims of other forms are only bound");
+}
+
+#[test]
+fn inference_adds_to_what_is_declared_and_names_contradictions() {
+    let typed = |declared: Option<TensorType>| {
+        let mut g = Graph::new("g");
+        let x = g.add_input("x", TensorType::with_dims(DType::F32, vec!["batch".into(), 3.into()]));
+        let (u, y) = (g.add_value("u", None), g.add_value("y", declared));
+        g.add_node(Node::new("NonZero", &[x], &[u]));
+        g.add_node(Node::new("Relu", &[x], &[y]));
+        g.outputs.extend([u, y]);
+        g
+    };
+    let dims = |first: Dim| Some(TensorType::with_dims(DType::F32, vec![first, Dim::Unknown]));
+    for (declared, want) in [
+        (dims(4.into()), "float32[4, 3]"),
+        (dims("n".into()), "float32[batch, 3]"),
+        (dims(Dim::Unknown), "float32[batch, 3]"),
+    ] {
+        let mut g = typed(declared);
+        let u = g.find("u").unwrap();
+        g.set_ty(u, Some(TensorType::with_dims(DType::I64, vec![Dim::Unknown, "found".into()])));
+        g.infer_types().unwrap();
+        assert_eq!(g.ty(g.find("y").unwrap()).unwrap().to_string(), want);
+        assert_eq!(g.ty(u).unwrap().to_string(), "int64[2, found]", "a declared name stays where nothing is inferred");
+    }
+    for declared in
+        [TensorType::new(DType::F32, &[2, 4]), TensorType::new(DType::F32, &[2]), TensorType::new(DType::F64, &[2, 3])]
+    {
+        let error = typed(Some(declared.clone())).infer_types().unwrap_err().to_string();
+        assert!(
+            error.contains("'y'") && error.contains(&declared.to_string()) && error.contains("float32[batch, 3]"),
+            "{error}"
+        );
+    }
 }

@@ -75,14 +75,14 @@ impl Cx {
         self.var(self.graph.borrow_mut().add_input(name, TensorType::new(dtype, shape)))
     }
 
-    /// A stored tensor under a name.
+    /// A stored tensor under a name: a weight (see [`Graph::is_literal`]).
     pub fn initializer(&self, name: &str, tensor: Tensor) -> Var<'_> {
         self.var(self.graph.borrow_mut().add_initializer(name, tensor))
     }
 
-    /// An unnamed constant.
+    /// An unnamed constant: a literal (see [`Graph::is_literal`]).
     pub fn constant(&self, tensor: Tensor) -> Var<'_> {
-        self.initializer("c", tensor)
+        self.var(self.graph.borrow_mut().add_literal("c", tensor))
     }
 
     /// A constant list of integers (axes, shapes, indices): int64, rank 1.
@@ -128,7 +128,7 @@ impl Cx {
         }
     }
 
-    /// Makes `var` a graph output called `name`.
+    /// Makes `var` a graph output called `name`. An input, a stored tensor or an output of another name gets a copy.
     #[track_caller]
     pub fn output(&self, name: &str, var: Var<'_>) {
         if self.has_error() || !self.owns(var) {
@@ -136,11 +136,12 @@ impl Cx {
         }
         let var = {
             let graph = self.graph.borrow();
-            let fixed = graph.outputs.contains(&var.id())
-                || graph.inputs.contains(&var.id())
-                || graph.initializer(var.id()).is_some();
+            let id = var.id();
+            let listed = graph.outputs.contains(&id);
+            let provided = graph.producer(id).is_none();
+            let copied = listed || (provided && graph.name_of(id) != name);
             drop(graph);
-            if fixed { var.identity() } else { var }
+            if copied { var.identity() } else { var }
         };
         let mut graph = self.graph.borrow_mut();
         let result = graph.rename(var.id(), name);
@@ -247,11 +248,13 @@ impl Cx {
         self.error.borrow_mut().take().map_or(Ok(()), Err)
     }
 
-    /// The finished graph, without what no output depends on, or the first error.
+    /// The finished graph, without what no output depends on, at the opset that its operators need; or the first
+    /// error.
     pub fn finish(self) -> Result<Graph, GraphError> {
         self.check()?;
         let mut graph = self.graph.into_inner();
         graph.remove_dead();
+        graph.raise_opset();
         graph.verify()?;
         Ok(graph)
     }

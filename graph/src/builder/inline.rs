@@ -40,7 +40,11 @@ impl Cx {
             }
         }
         for (id, tensor) in graph.initializers() {
-            map.entry(id).or_insert_with(|| self.initializer(&format!("{scope}{}", graph.name_of(id)), tensor.clone()));
+            map.entry(id).or_insert_with(|| {
+                let copy = self.initializer(&format!("{scope}{}", graph.name_of(id)), tensor.clone());
+                self.edit(|g| g.copy_constant(copy.id(), graph, id));
+                copy
+            });
         }
         for (_, node) in graph.nodes() {
             let label = node.outputs.iter().flatten().next().map_or("", |&o| graph.name_of(o));
@@ -64,7 +68,7 @@ impl Cx {
                 if let Some(id) = id {
                     self.edit(|g| {
                         let name = format!("{scope}{}", graph.name_of(*id));
-                        let bound = g.inputs.contains(&var.id()) || g.initializer(var.id()).is_some();
+                        let bound = g.producer(var.id()).is_none();
                         if g.find(&name).is_none() && !bound { g.rename(var.id(), &name) } else { Ok(()) }
                     })?;
                     map.insert(*id, var);

@@ -2,7 +2,7 @@
 
 use super::Cx;
 use crate::ValueId;
-use limbeck_tensor::DType;
+use limbeck_tensor::{DType, element_count};
 use std::fmt;
 
 /// A value of a graph under construction. Copyable; all operations are methods and operators.
@@ -69,10 +69,13 @@ impl<'c> Var<'c> {
         }
     }
 
-    /// Number of elements.
+    /// Number of elements; 1 after an error (one that cannot be addressed is an error).
     #[track_caller]
     pub fn len(self) -> usize {
-        self.shape().iter().product()
+        element_count(&self.shape()).unwrap_or_else(|| {
+            self.cx.fail_with(format!("{self:?} is too large to address"));
+            1
+        })
     }
 
     /// True when there are no elements.

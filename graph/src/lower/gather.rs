@@ -1,18 +1,24 @@
 //! The gradient of Gather in standard ops.
 
-use crate::ops::normalize_axis;
-use crate::{Cx, Node, Var};
+use super::Lowered;
+use crate::ops::{extents, normalize_axis};
+use crate::{Cx, Node, Var, op_bail};
 use limbeck_tensor::DType;
+
+/// Most rows whose gradient is computed with a one-hot matrix.
+const MAX_ROWS: usize = 1 << 20;
 
 /// Sums the rows of `gy` into zeros of `input_shape` at `indices` along `axis`: a product with the one-hot matrix of
 /// the indices.
-pub(super) fn gather_grad<'c>(cx: &'c Cx, node: &Node, indices: Var<'c>, gy: Var<'c>) -> Var<'c> {
-    let input: Vec<usize> =
-        node.ints("input_shape").unwrap_or_default().iter().map(|&n| usize::try_from(n).unwrap_or(0)).collect();
-    let axis = match normalize_axis(node.int("axis").unwrap_or(0), input.len()) {
-        Ok(axis) => axis,
-        Err(e) => return cx.fail_with(e.0),
-    };
+pub(super) fn gather_grad<'c>(cx: &'c Cx, node: &Node, indices: Var<'c>, gy: Var<'c>) -> Lowered<'c> {
+    let input = extents(node.ints("input_shape").unwrap_or_default(), "input_shape")?;
+    let axis = normalize_axis(node.int("axis").unwrap_or(0), input.len())?;
+    if gy.shape() != [&input[..axis], &indices.shape(), &input[axis + 1..]].concat() {
+        op_bail!("input_shape {input:?}, axis {axis}, indices {indices:?} and gradient {gy:?} do not fit");
+    }
+    if input[axis] > MAX_ROWS {
+        op_bail!("a table of {} rows is too large for a one-hot matrix, {MAX_ROWS} are the most", input[axis]);
+    }
     let rows = input[axis];
     let picked = indices.len();
     let outer: usize = input[..axis].iter().product();
@@ -27,5 +33,5 @@ pub(super) fn gather_grad<'c>(cx: &'c Cx, node: &Node, indices: Var<'c>, gy: Var
     } else {
         one_hot.t().matmul(gy.reshape(&[outer, picked, inner]))
     };
-    sums.reshape(&input)
+    Ok(sums.reshape(&input))
 }

@@ -1,21 +1,23 @@
 //! Gradients of poolings in standard ops.
 
-use super::{Window, window_slices};
-use crate::{Attr, Cx, Node, Var};
-use limbeck_tensor::DType;
+use super::window::{geometry, window_slices};
+use super::{Lowered, MAX_ELEMENTS};
+use crate::ops::{ConvAttrs, extents};
+use crate::{Attr, Cx, Node, Var, op_bail};
+use limbeck_tensor::{DType, element_count};
 
 /// Each window's gradient goes to its first maximum: windows as a stack, first arg-max as a one-hot mask, and the
 /// masked gradients folded back onto the input.
-pub(super) fn max_pool_grad<'c>(cx: &'c Cx, node: &Node, x: Var<'c>, gy: Var<'c>) -> Var<'c> {
+pub(super) fn max_pool_grad<'c>(cx: &'c Cx, node: &Node, x: Var<'c>, gy: Var<'c>) -> Lowered<'c> {
     let (xs, ys) = (x.shape(), gy.shape());
-    if cx.has_error() || xs.len() < 3 || xs.len() != ys.len() {
-        return cx.fail_with("MaxPoolGrad needs x and gy of equal rank, at least 3");
+    if xs.len() < 3 || xs.len() != ys.len() {
+        op_bail!("MaxPoolGrad needs x and gy of equal rank, at least 3");
     }
-    let window = reaching(Window::of(cx, node, xs.len() - 2), &xs[2..], &ys[2..]);
+    let window = reaching(geometry(node, &xs[2..], &ys[2..], None)?, &xs[2..], &ys[2..]);
     let low = if x.dtype() == DType::F64 { f64::MIN } else { f64::from(f32::MIN) };
     let slices = window_slices(cx, x, &window, &ys[2..], low);
     let stack: Vec<Var<'c>> = slices.into_iter().map(|s| s.unsqueeze(&[2])).collect();
-    let Some((&first, rest)) = stack.split_first() else { return cx.fail_with("a pooling window has no element") };
+    let Some((&first, rest)) = stack.split_first() else { op_bail!("a pooling window has no element") };
     let stack = if rest.is_empty() { first } else { first.concat(rest, 2) };
     let taps = stack.dim(2);
     // [N, C, out...] of tap numbers against [taps, 1...]: a mask [N, C, taps, out...].
@@ -24,68 +26,50 @@ pub(super) fn max_pool_grad<'c>(cx: &'c Cx, node: &Node, x: Var<'c>, gy: Var<'c>
     numbers.extend(vec![1; ys.len() - 2]);
     let count: Vec<i64> = (0..taps as i64).collect();
     let mask = winner.equals(cx.ints(&count).reshape(&numbers)).cast(gy.dtype());
-    fold(cx, mask * gy.unsqueeze(&[2]), &window, &xs)
+    let one_hot: Vec<f64> = (0..taps * taps).map(|i| if i / taps == i % taps { 1.0 } else { 0.0 }).collect();
+    Ok(fold(cx, mask * gy.unsqueeze(&[2]), &one_hot, &window, &xs))
 }
 
 /// Each element of a window gets an equal share of the window's gradient.
-pub(super) fn average_pool_grad<'c>(cx: &'c Cx, node: &Node, gy: Var<'c>) -> Var<'c> {
+pub(super) fn average_pool_grad<'c>(cx: &'c Cx, node: &Node, gy: Var<'c>) -> Lowered<'c> {
     let ys = gy.shape();
-    let xs: Vec<usize> =
-        node.ints("input_shape").unwrap_or_default().iter().map(|&n| usize::try_from(n).unwrap_or(0)).collect();
-    if cx.has_error() || xs.len() != ys.len() || xs.len() < 3 {
-        return cx.fail_with("AveragePoolGrad needs input_shape, the shape of the pooled tensor");
+    let xs = extents(node.ints("input_shape").unwrap_or_default(), "input_shape")?;
+    if xs.len() != ys.len() || xs.len() < 3 || xs[..2] != ys[..2] {
+        op_bail!("input_shape {xs:?} is not the shape of a tensor pooled to {ys:?}");
     }
-    let spatial = xs.len() - 2;
-    let window = Window::of(cx, node, spatial);
-    let include_pad = node.int("count_include_pad").unwrap_or(0) != 0;
-    // How many elements each window averages, per axis.
-    let counts: Vec<Vec<f64>> = (0..spatial)
-        .map(|a| {
-            (0..ys[2 + a])
-                .map(|o| {
-                    let limit = if include_pad { xs[2 + a] + window.begin[a] + window.end[a] } else { xs[2 + a] };
-                    let inside = |t: usize| {
-                        let at = o * window.strides[a] + t * window.dilations[a];
-                        if include_pad { at < limit } else { at >= window.begin[a] && at - window.begin[a] < limit }
-                    };
-                    (0..window.kernel[a]).filter(|&t| inside(t)).count().max(1) as f64
-                })
-                .collect()
-        })
-        .collect();
-    let mut inverse = vec![1.0];
-    for axis in &counts {
-        inverse = inverse.iter().flat_map(|v| axis.iter().map(move |c| v / c)).collect();
+    if element_count(&xs).is_none_or(|n| n > MAX_ELEMENTS) {
+        op_bail!("input_shape {xs:?} is too large to lower");
     }
-    let mut shape = vec![1, 1];
-    shape.extend(&ys[2..]);
-    let share = gy * cx.floats(&shape, &inverse).cast(gy.dtype());
-    let taps: usize = window.kernel.iter().product();
-    let mut stacked = vec![ys[0], ys[1], taps];
-    stacked.extend(&ys[2..]);
-    let window = reaching(window, &xs[2..], &ys[2..]);
-    fold(cx, share.unsqueeze(&[2]).expand(&stacked), &window, &xs)
+    let window = geometry(node, &xs[2..], &ys[2..], None)?;
+    let counts = window.counts(&xs[2..], &ys[2..], node.int("count_include_pad").unwrap_or(0) != 0)?;
+    let shares: Vec<f64> = counts.iter().map(|n| 1.0 / n).collect();
+    let share = gy * cx.floats(&[&[1, 1], &ys[2..]].concat(), &shares).cast(gy.dtype());
+    let ones = vec![1.0; window.kernel.iter().product()];
+    Ok(fold(cx, share.unsqueeze(&[2]), &ones, &reaching(window, &xs[2..], &ys[2..]), &xs))
 }
 
 /// The window with end padding such that the last output fits exactly (ceil mode may reach beyond the padding).
-fn reaching(mut window: Window, input: &[usize], out: &[usize]) -> Window {
+fn reaching(mut window: ConvAttrs, input: &[usize], out: &[usize]) -> ConvAttrs {
     for i in 0..out.len() {
         let reach = (out[i].max(1) - 1) * window.strides[i] + (window.kernel[i] - 1) * window.dilations[i] + 1;
-        window.end[i] = reach.saturating_sub(input[i] + window.begin[i]);
+        window.pads_end[i] = reach.saturating_sub(input[i] + window.pads_begin[i]);
     }
     window
 }
 
-/// Adds `[N, C, taps, out...]` back onto `[N, C, in...]`: a transposed convolution with one-hot kernels.
-fn fold<'c>(cx: &'c Cx, stack: Var<'c>, window: &Window, input: &[usize]) -> Var<'c> {
+/// Adds `[N, C, parts, out...]` back onto `[N, C, in...]`: a transposed convolution whose kernels `[parts, kernel...]`
+/// say where each part goes.
+fn fold<'c>(cx: &'c Cx, stack: Var<'c>, kernels: &[f64], window: &ConvAttrs, input: &[usize]) -> Var<'c> {
     let shape = stack.shape();
-    let (n, c, taps) = (input[0], input[1], shape[2]);
-    let mut flat = vec![n * c, taps];
+    if cx.has_error() {
+        return stack;
+    }
+    let (n, c, parts) = (input[0], input[1], shape[2]);
+    let mut flat = vec![n * c, parts];
     flat.extend(&shape[3..]);
-    let mut kernel_shape = vec![taps, 1];
+    let mut kernel_shape = vec![parts, 1];
     kernel_shape.extend(&window.kernel);
-    let identity: Vec<f64> = (0..taps * taps).map(|i| if i / taps == i % taps { 1.0 } else { 0.0 }).collect();
-    let kernel = cx.floats(&kernel_shape, &identity).cast(stack.dtype());
+    let kernel = cx.floats(&kernel_shape, kernels).cast(stack.dtype());
     let attrs = [
         ("kernel_shape", Attr::from(window.kernel.clone())),
         ("strides", window.strides.clone().into()),
@@ -100,7 +84,7 @@ fn fold<'c>(cx: &'c Cx, stack: Var<'c>, window: &Window, input: &[usize]) -> Var
     }
     let (mut starts, mut ends, mut zeros) = (vec![], vec![], vec![0i64; spatial + 4]);
     for i in 0..spatial {
-        let (begin, want) = (window.begin[i], input[2 + i]);
+        let (begin, want) = (window.pads_begin[i], input[2 + i]);
         starts.push(begin as i64);
         ends.push((begin + want).min(have[2 + i]) as i64);
         zeros.push((begin + want).saturating_sub(have[2 + i]) as i64);

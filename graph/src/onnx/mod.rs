@@ -1,8 +1,10 @@
 //! The ONNX codec. Reading maps the file and splits it without copying; nodes and weights that nobody touches
 //! are written back verbatim, straight from the mapping; what is not modelled is carried along.
 
+mod external;
 mod proto;
 mod read;
+mod scope;
 mod tensor;
 mod wire;
 mod write;
@@ -31,14 +33,16 @@ impl Graph {
         read::model(&bytes, "model bytes", folder)
     }
 
-    /// Writes the model, replacing `path` atomically. External files that untouched initializers refer to are
-    /// written beside it under the same relative names; one that exists there with other content is an error.
+    /// Writes the model, replacing `path` atomically. External files that untouched initializers and parts that are
+    /// only carried refer to are written beside it under the same relative names; one that exists there with other
+    /// content is an error, found before anything is written.
     /// `StopGradient` and `WithGrad` are written as `Identity`.
     pub fn write(&self, path: impl AsRef<Path>) -> Result<(), GraphError> {
         write::to_file(self, path.as_ref())
     }
 
-    /// The encoded model, external data embedded, of less than 2 GiB.
+    /// The encoded model, external data embedded, of less than 2 GiB. External data of parts that are only carried
+    /// (functions, sparse attributes) cannot be embedded and is an error.
     pub fn to_bytes(&self) -> Result<Bytes, GraphError> {
         write::to_bytes(self)
     }

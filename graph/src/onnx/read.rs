@@ -1,16 +1,17 @@
 //! ONNX bytes to [`Graph`]. The input is not trusted: every length, index, name and path is checked, nesting is
 //! bounded, and nothing is allocated that the file does not pay for with bytes of its own.
 
-use super::proto::{AttributeProto, OperatorSetIdProto, StringStringEntryProto, ValueInfoProto, attribute_type};
+use super::external::{Files, Part};
+use super::proto::{AttributeProto, OperatorSetIdProto, StringStringEntryProto, attribute_type};
+use super::scope::{Scope, declare};
 use super::tensor::{self, TensorProto};
 use super::wire::{self, Field};
-use crate::ir::{External, Initializer};
-use crate::{Attr, Capture, Dim, Graph, GraphError, Meta, Node, TensorType, ValueId};
+use crate::constants::{External, Initializer};
+use crate::{Attr, Graph, GraphError, Meta, Node, TensorType, ValueId};
 use bytes::{Bytes, BytesMut};
-use limbeck_tensor::{DType, TensorError};
 use prost::Message as _;
 use std::collections::{HashMap, HashSet};
-use std::path::{Component, Path};
+use std::path::Path;
 
 /// Deepest nesting of subgraphs.
 const MAX_DEPTH: usize = 32;
@@ -19,8 +20,7 @@ const MAX_DENSE: usize = 1 << 28;
 
 /// Decodes a model; `file` is what errors call it.
 pub(super) fn model(bytes: &Bytes, file: &str, folder: Option<&Path>) -> Result<Graph, GraphError> {
-    let mut reader =
-        Reader { folder, external: HashMap::new(), external_uses: 0, meta: Graph::new("").meta, dense: MAX_DENSE };
+    let mut reader = Reader { files: Files::new(folder), external_uses: 0, dense: MAX_DENSE };
     let graph = reader.model(bytes).map_err(|reason| GraphError::Format { file: file.into(), reason })?;
     graph.verify().map_err(|e| GraphError::Format { file: file.into(), reason: e.to_string() })?;
     Ok(graph)
@@ -28,44 +28,11 @@ pub(super) fn model(bytes: &Bytes, file: &str, folder: Option<&Path>) -> Result<
 
 /// State of one reading.
 struct Reader<'a> {
-    folder: Option<&'a Path>,
-    /// External files mapped so far.
-    external: HashMap<String, Bytes>,
+    files: Files<'a>,
     /// How many tensors took their data from external files.
     external_uses: usize,
-    /// Facts that subgraphs share with the model.
-    meta: Meta,
     /// Bytes that may still be spent on sparse tensors.
     dense: usize,
-}
-
-/// A graph being read, and which of its values something provides.
-struct Scope {
-    graph: Graph,
-    provided: HashSet<ValueId>,
-    nested: bool,
-}
-
-impl Scope {
-    fn value(&mut self, name: &str) -> ValueId {
-        self.graph.find(name).unwrap_or_else(|| self.graph.add_value(name, None))
-    }
-
-    /// The value that `reader` means by `name`; in a subgraph, what the subgraph lacks is a capture.
-    fn resolve(&mut self, name: &str, reader: impl FnOnce() -> String) -> Result<ValueId, String> {
-        let known = self.graph.find(name).filter(|id| self.provided.contains(id));
-        if let Some(id) = known {
-            return Ok(id);
-        }
-        if !self.nested {
-            return Err(format!("{} reads '{name}', which nothing provides", reader()));
-        }
-        let inner = self.value(name);
-        self.provided.insert(inner);
-        // The enclosing graph fills in `outer` once it knows its own values.
-        self.graph.captures.push(Capture { inner, outer: inner });
-        Ok(inner)
-    }
 }
 
 /// A node whose names are not resolved yet.
@@ -77,8 +44,8 @@ struct RawNode {
 
 impl Reader<'_> {
     fn model(&mut self, bytes: &Bytes) -> Result<Graph, String> {
-        let mut meta = Meta { ir_version: 0, opsets: vec![], producer: String::new(), ..self.meta.clone() };
-        let (mut graph, mut rest) = (None, Rest::default());
+        let mut meta = Meta::default();
+        let (mut graph, mut rest, mut imports) = (None, Rest::default(), HashMap::new());
         for field in wire::fields(bytes) {
             let field = field.map_err(|e| format!("is damaged or not an ONNX model: {e}"))?;
             match field.number {
@@ -88,21 +55,34 @@ impl Reader<'_> {
                 7 => graph = Some(field.bytes()?),
                 8 => {
                     let id = OperatorSetIdProto::decode(field.bytes()?).map_err(|e| format!("opset import: {e}"))?;
+                    let domain = if id.domain == "ai.onnx" { "" } else { &id.domain };
+                    let first = *imports.entry(domain.to_owned()).or_insert(id.version);
+                    if first != id.version {
+                        let versions = format!("{first} and {}", id.version);
+                        return Err(format!("imports domain '{}' at versions {versions}; keep one", id.domain));
+                    }
                     meta.opsets.push((id.domain, id.version));
                 }
                 14 => {
                     let entry = StringStringEntryProto::decode(field.bytes()?).map_err(|e| format!("metadata: {e}"))?;
                     meta.metadata.push((entry.key, entry.value));
                 }
-                25 => meta.functions.push(field.bytes()?),
+                25 => {
+                    let function = field.bytes()?;
+                    self.files.carry(Part::Function, &function).map_err(|e| format!("a function: {e}"))?;
+                    meta.functions.push(function);
+                }
+                20 => {
+                    self.files.carry(Part::Training, &field.bytes()?).map_err(|e| format!("training info: {e}"))?;
+                    rest.keep(field);
+                }
                 _ => rest.keep(field),
             }
         }
         meta.rest = rest.finish();
         let graph = graph.ok_or("holds no graph; it is truncated or not an ONNX model")?;
-        self.meta.opsets.clone_from(&meta.opsets);
-        self.meta.ir_version = meta.ir_version;
         let mut graph = self.graph(&graph, 0)?;
+        meta.carried = std::mem::take(&mut self.files.carried);
         graph.meta = meta;
         Ok(graph)
     }
@@ -111,9 +91,8 @@ impl Reader<'_> {
         if depth > MAX_DEPTH {
             return Err(format!("subgraphs are nested more than {MAX_DEPTH} deep"));
         }
-        let mut graph = Graph::new("");
-        graph.meta = self.meta.clone();
-        let mut scope = Scope { graph, provided: HashSet::new(), nested: depth > 0 };
+        let graph = Graph { meta: Meta::default(), ..Graph::new("") };
+        let mut scope = Scope { graph, inputs: HashSet::new(), provided: HashSet::new(), nested: depth > 0 };
         let mut rest = Rest::default();
         let (mut nodes, mut weights, mut inputs, mut outputs, mut infos) = (vec![], vec![], vec![], vec![], vec![]);
         for field in wire::fields(bytes) {
@@ -134,6 +113,7 @@ impl Reader<'_> {
             if !scope.provided.insert(id) {
                 return Err(format!("input '{}' is listed twice", scope.graph.name_of(id)));
             }
+            scope.inputs.insert(id);
             scope.graph.inputs.push(id);
         }
         for (sparse, raw) in weights {
@@ -153,6 +133,7 @@ impl Reader<'_> {
             let id = scope.resolve(&name, || "the graph's output list".into())?;
             scope.graph.outputs.push(id);
         }
+        scope.spare_unwritten();
         let mut graph = scope.graph;
         if !in_order(&graph) {
             graph.sort().map_err(|e| e.to_string())?;
@@ -193,36 +174,11 @@ impl Reader<'_> {
             None => None,
             Some(at) => {
                 self.external_uses += 1;
-                Some(External { file: self.map_external(&at.location).map_err(fail)?, location: at.location })
+                Some(External { file: self.files.map(&at.location).map_err(fail)?, location: at.location })
             }
         };
         let tensor = t.tensor(external.as_ref().map(|e| &e.file)).map_err(fail)?;
         Ok(Initializer { external, ..Initializer::new(tensor) })
-    }
-
-    fn map_external(&mut self, location: &str) -> Result<Bytes, String> {
-        if let Some(file) = self.external.get(location) {
-            return Ok(file.clone());
-        }
-        let folder = self.folder.ok_or_else(|| {
-            format!("its data lies in the file '{location}', but the model was given as bytes without a folder")
-        })?;
-        let path = Path::new(location);
-        let plain = path.components().all(|c| matches!(c, Component::Normal(_)));
-        if location.is_empty() || location.contains('\\') || !plain {
-            return Err(format!("external data location '{location}' leaves the model's folder"));
-        }
-        let io = |e: std::io::Error| format!("external data '{location}': {e}");
-        let path = folder.join(path).canonicalize().map_err(io)?;
-        if !path.starts_with(folder.canonicalize().map_err(io)?) {
-            return Err(format!("external data location '{location}' is a link out of the model's folder"));
-        }
-        if !path.metadata().map_err(io)?.is_file() {
-            return Err(format!("external data '{location}' is not a file"));
-        }
-        let file = limbeck_tensor::map_file(&path).map_err(|e: TensorError| e.to_string())?;
-        self.external.insert(location.to_owned(), file.clone());
-        Ok(file)
     }
 
     fn node(&mut self, scope: &mut Scope, raw: RawNode, depth: usize) -> Result<(), String> {
@@ -248,7 +204,7 @@ impl Reader<'_> {
             // External data inside attributes is tracked by the decoded form only.
             node.raw = None;
         }
-        scope.graph.add_node(node);
+        scope.graph.push_in_order(node);
         Ok(())
     }
 
@@ -278,7 +234,8 @@ impl Reader<'_> {
                 let t =
                     TensorProto::decode(&a.t.unwrap_or_default()).map_err(|e| format!("attribute '{name}': {e}"))?;
                 if t.dtype().is_none() {
-                    return Ok((name, Attr::Raw(raw)));
+                    let attr = self.carried(&name, raw)?;
+                    return Ok((name, attr));
                 }
                 Attr::Tensor(self.tensor(t).map_err(|e| format!("attribute '{name}': {e}"))?.tensor)
             }
@@ -290,9 +247,15 @@ impl Reader<'_> {
                 let graphs = a.graphs.iter().map(|g| self.subgraph(scope, g, &name, label, depth));
                 Attr::Graphs(graphs.collect::<Result<_, _>>()?)
             }
-            _ => Attr::Raw(raw),
+            _ => self.carried(&name, raw)?,
         };
         Ok((name, attr))
+    }
+
+    /// An attribute of a kind that is not decoded.
+    fn carried(&mut self, name: &str, raw: Bytes) -> Result<Attr, String> {
+        self.files.carry(Part::Attribute, &raw).map_err(|e| format!("attribute '{name}': {e}"))?;
+        Ok(Attr::Raw(raw))
     }
 
     /// A subgraph, its captures resolved against `scope`.
@@ -333,34 +296,6 @@ fn kind_of(a: &AttributeProto) -> i32 {
         (!a.graphs.is_empty(), GRAPHS),
     ];
     if a.kind != 0 { a.kind } else { present.iter().find(|(set, _)| *set).map_or(0, |(_, kind)| *kind) }
-}
-
-/// Reads a ValueInfoProto; the declaration that comes first counts, an output's over one in the list of values.
-fn declare(scope: &mut Scope, raw: Bytes, what: &str) -> Result<ValueId, String> {
-    let info = ValueInfoProto::decode(raw.clone()).map_err(|e| format!("{what}: {e}"))?;
-    if info.name.is_empty() {
-        return Err(format!("an {what} of the graph has no name"));
-    }
-    let id = scope.value(&info.name);
-    let value = &mut scope.graph.values[id.0 as usize];
-    if value.raw.is_none() || (what == "output" && !scope.graph.inputs.contains(&id)) {
-        let declared = info.ty.and_then(|t| t.tensor).and_then(|t| {
-            let dtype = DType::from_onnx(t.elem_type)?;
-            let dims = t.shape.map(|s| s.dim.into_iter().map(|d| dim(d.value, d.param)).collect());
-            Some(TensorType { dtype, dims })
-        });
-        value.ty = declared.or(value.ty.take());
-        value.raw = Some(raw);
-    }
-    Ok(id)
-}
-
-fn dim(value: Option<i64>, param: Option<String>) -> Dim {
-    match (value, param) {
-        (Some(n), _) => usize::try_from(n).map_or(Dim::Unknown, Dim::Known),
-        (None, Some(name)) if !name.is_empty() => Dim::Named(name.into()),
-        _ => Dim::Unknown,
-    }
 }
 
 /// Scans a NodeProto and claims its outputs.

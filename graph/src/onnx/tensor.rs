@@ -3,6 +3,7 @@
 
 use super::proto::StringStringEntryProto;
 use super::wire::{self, Content, Field, Message};
+use crate::types::MAX_RANK;
 use bytes::Bytes;
 use limbeck_tensor::{DType, Tensor, element_count};
 use prost::Message as _;
@@ -61,6 +62,9 @@ impl TensorProto {
     }
 
     fn shape(&self) -> Result<Vec<usize>, String> {
+        if self.dims.len() > MAX_RANK {
+            return Err(format!("its shape has {} dims, at most {MAX_RANK} are supported", self.dims.len()));
+        }
         self.dims
             .iter()
             .map(|&d| usize::try_from(d).map_err(|_| format!("shape {:?} has an extent that is not a size", self.dims)))

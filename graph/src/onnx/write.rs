@@ -2,12 +2,11 @@
 //! the mapped file or of tensors. All lengths are known before the first byte is written.
 
 use super::proto::attribute_type;
-use super::tensor;
-use super::wire::{ByNumber, Message, stream};
+use super::wire::{ByNumber, Message};
+use super::{external, tensor};
 use crate::{Attr, Dim, Graph, GraphError, LIMBECK, Node, Value, ValueId};
 use bytes::Bytes;
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::io::Read;
 use std::path::Path;
 
 /// Largest message that protobuf readers accept.
@@ -16,10 +15,7 @@ const MAX_BYTES: usize = i32::MAX as usize;
 pub(super) fn to_file(graph: &Graph, path: &Path) -> Result<(), GraphError> {
     let mut writer = Writer { embed: false, external: BTreeMap::new() };
     let message = writer.model(graph, &path.display().to_string())?;
-    let folder = path.parent().unwrap_or(Path::new(""));
-    for (location, content) in &writer.external {
-        write_external(&folder.join(location), content, path)?;
-    }
+    external::write_all(&writer.external, path)?;
     limbeck_tensor::replace_file_with(path, |w| message.write(w))?;
     Ok(())
 }
@@ -27,45 +23,6 @@ pub(super) fn to_file(graph: &Graph, path: &Path) -> Result<(), GraphError> {
 pub(super) fn to_bytes(graph: &Graph) -> Result<Bytes, GraphError> {
     let mut writer = Writer { embed: true, external: BTreeMap::new() };
     Ok(writer.model(graph, "model bytes")?.into_bytes())
-}
-
-/// Puts an external file in place, unless it is there already.
-fn write_external(target: &Path, content: &Bytes, model: &Path) -> Result<(), GraphError> {
-    let io = |source| GraphError::Io { path: target.to_owned(), source };
-    let refuse = |reason: &str| {
-        let file = target.display().to_string();
-        Err(GraphError::Format { file, reason: format!("{reason}; write the model into another folder") })
-    };
-    if target == model {
-        return refuse("is both the model and its external data");
-    }
-    if target.exists() {
-        return match same_content(target, content).map_err(io)? {
-            true => Ok(()),
-            false => refuse("exists with other content than the model's external data"),
-        };
-    }
-    if let Some(folder) = target.parent().filter(|f| !f.as_os_str().is_empty()) {
-        std::fs::create_dir_all(folder).map_err(io)?;
-    }
-    limbeck_tensor::replace_file_with(target, |w| stream(content, w))?;
-    Ok(())
-}
-
-fn same_content(path: &Path, content: &[u8]) -> std::io::Result<bool> {
-    let mut file = std::fs::File::open(path)?;
-    if file.metadata()?.len() != content.len() as u64 {
-        return Ok(false);
-    }
-    let mut buffer = vec![0u8; 1 << 16];
-    for chunk in content.chunks(buffer.len()) {
-        let part = &mut buffer[..chunk.len()];
-        file.read_exact(part)?;
-        if part != chunk {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }
 
 impl Graph {
@@ -145,6 +102,12 @@ impl Writer {
             m.put(25, |m| m.bytes(25, function.clone()));
         }
         m.rest(&meta.rest);
+        if let Some(location) = meta.carried.keys().next().filter(|_| self.embed) {
+            let reason =
+                format!("a function or an undecoded attribute keeps data in '{location}'; write a file instead");
+            return Err(GraphError::Format { file: file.into(), reason });
+        }
+        self.external.extend(meta.carried.clone());
         let message = m.finish();
         if message.len() > MAX_BYTES {
             let reason = format!("the model takes {} bytes, but protobuf readers stop at 2 GiB", message.len());
@@ -165,8 +128,9 @@ impl Writer {
         let mut m = ByNumber::default();
         for (_, node) in graph.nodes() {
             let verbatim = node.raw.clone().filter(|_| {
-                let clean = |id: &ValueId| !renamed.contains_key(id);
-                renamed.is_empty() || node.reads().iter().all(clean)
+                let clean = |id: &ValueId| !renamed.contains_key(id) && !graph.renamed.contains(id);
+                let all_clean = renamed.is_empty() && graph.renamed.is_empty();
+                all_clean || node.reads().iter().chain(node.outputs.iter().flatten()).all(clean)
             });
             match verbatim {
                 Some(raw) => m.put(1, |m| m.bytes(1, raw)),
@@ -205,6 +169,9 @@ impl Writer {
             if computed || (value.raw.is_some() && graph.initializer(id).is_some()) {
                 m.put(13, |m| value_info(m, 13, value, &value.name));
             }
+        }
+        for (_, raw) in graph.spare_infos.iter().filter(|(id, _)| graph.value(*id).raw.is_some()) {
+            m.put(13, |m| m.bytes(13, raw.clone()));
         }
         m.rest(&graph.rest);
         Ok(m.finish())

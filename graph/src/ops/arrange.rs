@@ -57,16 +57,14 @@ fn eval_concat(cx: &EvalCx) -> Values {
     let dims: Vec<Vec<Dim>> = parts.iter().map(|p| known(p.shape())).collect();
     let axis = concat_axis(cx.node, dims.first().map_or(0, Vec::len))?;
     concat_dims(&dims.iter().map(Vec::as_slice).collect::<Vec<_>>(), axis)?;
-    let join = |x: Result<Array, OpError>, y: &&Array| -> Result<Array, OpError> {
-        let x = x?;
-        Ok(if x.dtype.is_float() {
-            Array::float(x.dtype, ndarray::concatenate(ndarray::Axis(axis), &[x.f()?.view(), y.f()?.view()])?)
-        } else {
-            Array::int(x.dtype, ndarray::concatenate(ndarray::Axis(axis), &[x.i()?.view(), y.i()?.view()])?)
-        })
-    };
-    let first = parts.first().copied().cloned().ok_or("there is nothing to concatenate")?;
-    Ok(vec![parts[1..].iter().fold(Ok(first), join)?])
+    let first = parts.first().copied().ok_or("there is nothing to concatenate")?;
+    Ok(vec![if first.dtype.is_float() {
+        let views = parts.iter().map(|p| Ok(p.f()?.view())).collect::<Result<Vec<_>, OpError>>()?;
+        Array::float(first.dtype, ndarray::concatenate(ndarray::Axis(axis), &views)?)
+    } else {
+        let views = parts.iter().map(|p| Ok(p.i()?.view())).collect::<Result<Vec<_>, OpError>>()?;
+        Array::int(first.dtype, ndarray::concatenate(ndarray::Axis(axis), &views)?)
+    }])
 }
 
 /// Extents of the `count` parts of a Split of `n` elements.

@@ -20,6 +20,7 @@ mod support;
 mod util;
 mod window;
 
+pub(crate) use support::extents;
 pub use window::ConvAttrs;
 
 use crate::types::{Dim, TensorType};

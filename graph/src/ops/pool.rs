@@ -58,19 +58,6 @@ impl Pool {
         let found: Option<Vec<usize>> = best.into_iter().collect();
         found.ok_or_else(|| OpError(format!("a window of {:?} over {:?} lies in the padding", self.attrs, self.x)))
     }
-
-    /// For each spatial position of the output how many elements it averages over.
-    fn counts(&self, include_pad: bool) -> Result<Vec<f64>, OpError> {
-        let a = &self.attrs;
-        let along = |d: usize, o: usize| {
-            let (first, last) = if include_pad { (0, a.pads_end[d]) } else { (a.pads_begin[d], 0) };
-            let end = self.x[d] + a.pads_begin[d] + last;
-            (0..a.kernel[d]).map(|k| o * a.strides[d] + k * a.dilations[d]).filter(|p| (first..end).contains(p)).count()
-        };
-        let count =
-            |ix: &[usize]| Ok(ix.iter().enumerate().map(|(d, &o)| along(d, o) as f64).product::<f64>().max(1.0));
-        Ok(flat(&super::support::build(&self.y, count)?))
-    }
 }
 
 fn pooled(cx: &InferCx) -> Result<Option<Vec<Dim>>, OpError> {
@@ -129,7 +116,7 @@ fn sum(pool: &Pool, x: &ArrayD<f64>, f: impl Fn(f64) -> f64) -> Result<Vec<f64>,
 fn eval_average_pool(cx: &EvalCx) -> Result<Vec<Array>, OpError> {
     let x = cx.array(0)?;
     let pool = Pool::of(cx.node, x.shape())?;
-    let counts = pool.counts(flag_attr(cx.node, "count_include_pad", false)?)?;
+    let counts = pool.attrs.counts(&pool.x, &pool.y, flag_attr(cx.node, "count_include_pad", false)?)?;
     let mut y = sum(&pool, x.f()?, |v| v)?;
     y.iter_mut().zip(counts.iter().cycle()).for_each(|(v, n)| *v /= n);
     Ok(vec![Array::float(x.dtype, ArrayD::from_shape_vec(IxDyn(&pool.y_shape), y)?)])
@@ -211,7 +198,7 @@ fn eval_average_pool_grad(cx: &EvalCx) -> Result<Vec<Array>, OpError> {
     let (gy, shape) = (cx.array(0)?, input_shape(cx.node)?);
     let pool = Pool::of(cx.node, &shape)?;
     check_gradient(gy, &pool)?;
-    let counts = pool.counts(flag_attr(cx.node, "count_include_pad", false)?)?;
+    let counts = pool.attrs.counts(&pool.x, &pool.y, flag_attr(cx.node, "count_include_pad", false)?)?;
     let share: Vec<f64> = flat(gy.f()?).iter().zip(counts.iter().cycle()).map(|(g, n)| g / n).collect();
     let mut gx = flat(&filled(&shape, 0.0)?);
     pool.taps(|o, i| gx[i] += share[o])?;

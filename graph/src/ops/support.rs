@@ -2,7 +2,7 @@
 
 use super::util::{Types, check_size};
 use super::{EvalCx, InferCx};
-use crate::types::{Dim, TensorType};
+use crate::types::{Dim, MAX_RANK, TensorType};
 use crate::{Array, ArrayData, Attr, Node, OpError, op_bail};
 use limbeck_tensor::DType;
 use ndarray::{ArrayD, Dimension, IxDyn, indices};
@@ -92,7 +92,7 @@ pub(super) fn extent(n: i64, what: &str) -> Result<usize, OpError> {
 }
 
 /// Numbers that must be extents.
-pub(super) fn extents(list: &[i64], what: &str) -> Result<Vec<usize>, OpError> {
+pub(crate) fn extents(list: &[i64], what: &str) -> Result<Vec<usize>, OpError> {
     list.iter().map(|&n| extent(n, what)).collect()
 }
 
@@ -127,12 +127,7 @@ pub(super) fn product(dims: &[Dim]) -> Result<Dim, OpError> {
 
 /// The dim that two equal extents have; known beats named beats unknown. `what` names the place in errors.
 pub(super) fn unify(a: &Dim, b: &Dim, what: &str) -> Result<Dim, OpError> {
-    Ok(match (a, b) {
-        (Dim::Known(x), Dim::Known(y)) if x != y => op_bail!("{what}: extents {x} and {y} differ"),
-        (Dim::Known(_), _) | (_, Dim::Unknown) => a.clone(),
-        (_, Dim::Known(_)) | (Dim::Unknown, _) => b.clone(),
-        _ => a.clone(),
-    })
+    a.unify(b).ok_or_else(|| OpError(format!("{what}: extents {a} and {b} differ")))
 }
 
 /// The dtype that all connected inputs among `which` share.
@@ -173,11 +168,14 @@ pub(super) fn const_number(cx: &InferCx, i: usize) -> Option<f64> {
     }
 }
 
-/// Number of entries of the integer list at input `i`, when known.
+/// Number of entries of the integer list at input `i` (one a dim, so [`MAX_RANK`] at most), when known.
 pub(super) fn list_len(cx: &InferCx, i: usize) -> Result<Option<usize>, OpError> {
     let Some(dims) = cx.dims(i)? else { return Ok(None) };
     check_rank(dims, 1, "the list of integers")?;
-    Ok(dims[0].known())
+    match dims[0].known() {
+        Some(n) if n > MAX_RANK => op_bail!("input {i} lists {n} numbers for dims; shapes have at most {MAX_RANK}"),
+        len => Ok(len),
+    }
 }
 
 /// Dims of input 0 put through `f`; its dtype kept.

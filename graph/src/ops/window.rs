@@ -30,6 +30,19 @@ impl ConvAttrs {
         Ok(Window::read(node, kernel_spatial)?.resolve(x_spatial)?.0)
     }
 
+    /// As [`ConvAttrs::of`] with the result's spatial extents; without `kernel`, of a node whose kernel is
+    /// `kernel_shape`.
+    pub(crate) fn with_output(
+        node: &Node,
+        x_spatial: &[usize],
+        kernel: Option<&[usize]>,
+    ) -> Result<(ConvAttrs, Vec<usize>), OpError> {
+        match kernel {
+            Some(kernel) => Window::read(node, kernel)?.resolve(x_spatial),
+            None => Window::read_pool(node)?.resolve(x_spatial),
+        }
+    }
+
     /// The same for a ConvTranspose node (`output_padding` and `output_shape` resolved too): the geometry of the
     /// convolution that it transposes, whose result has the spatial extents `x_spatial`.
     pub fn of_transposed(node: &Node, x_spatial: &[usize], kernel_spatial: &[usize]) -> Result<ConvAttrs, OpError> {
@@ -58,6 +71,24 @@ impl ConvAttrs {
             }
         }
         Ok(())
+    }
+
+    /// For each spatial position of a pool's output how many elements it averages over, at least 1.
+    pub(crate) fn counts(&self, x: &[usize], out: &[usize], include_pad: bool) -> Result<Vec<f64>, OpError> {
+        check_size(&[out, &self.kernel].concat())?;
+        let along = |d: usize, o: usize| {
+            let (first, last) = if include_pad { (0, self.pads_end[d]) } else { (self.pads_begin[d], 0) };
+            let inside = first..x[d] + self.pads_begin[d] + last;
+            let taps = (0..self.kernel[d]).map(|k| o * self.strides[d] + k * self.dilations[d]);
+            taps.filter(|p| inside.contains(p)).count() as f64
+        };
+        let mut counts = vec![1.0];
+        for (d, &n) in out.iter().enumerate() {
+            let axis: Vec<f64> = (0..n).map(|o| along(d, o)).collect();
+            counts = counts.iter().flat_map(|c| axis.iter().map(move |a| c * a)).collect();
+        }
+        counts.iter_mut().for_each(|c: &mut f64| *c = c.max(1.0));
+        Ok(counts)
     }
 }
 

@@ -153,6 +153,52 @@ def external(folder):
                     size_threshold=64)
 
 
+def outside(name, shape, location):
+    """A float tensor whose data lies at the start of a file."""
+    tensor = onnx.TensorProto(name=name, data_type=F32, dims=shape, data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value=location)
+    tensor.external_data.add(key="length", value=str(4 * int(np.prod(shape))))
+    return tensor
+
+
+def carried(folder):
+    """External data in parts that the codec only carries: a function, and a sparse attribute inside a branch."""
+    (folder / "data" / "more.bin").write_bytes(np.arange(3, dtype=np.float32).tobytes())
+    offset = helper.make_node("Constant", [], ["c"], value=outside("", [16], "data/external.bin"))
+    shift = [offset, helper.make_node("Add", ["a", "c"], ["b"])]
+    body = helper.make_function("org.example", "Shift", ["a"], ["b"], shift, [helper.make_opsetid("", 20)])
+    places = numpy_helper.from_array(np.array([0, 3, 6], np.int64))
+    sparse_value = helper.make_sparse_tensor(outside("", [3], "data/more.bin"), places, [16])
+
+    def branch(name):
+        made = helper.make_node("Constant", [], [name], sparse_value=sparse_value)
+        return helper.make_graph([made], name, [], [info(name, F32, [16])])
+
+    nodes = [helper.make_node("Shift", ["x"], ["m"], domain="org.example"),
+             helper.make_node("If", ["flag"], ["s"], then_branch=branch("t"), else_branch=branch("e")),
+             helper.make_node("Add", ["m", "s"], ["y"])]
+    graph = helper.make_graph(nodes, "carried", [info("x", F32, [16]), info("flag", BOOL, [])], [info("y", F32, [16])])
+    return model(graph, extra=[helper.make_opsetid("org.example", 1)], functions=[body])
+
+
+def infos():
+    """Declarations beside those that count: twice, of an input, an output, a captured value and of nothing."""
+    def note(name, doc):
+        return helper.make_tensor_value_info(name, F32, [2], doc_string=doc)
+
+    def branch(name, op):
+        return helper.make_graph([helper.make_node(op, ["x"], [name])], name, [], [info(name, F32, [2])],
+                                 value_info=[note("x", "captured")])
+
+    nodes = [helper.make_node("If", ["flag"], ["h"], then_branch=branch("t", "Neg"), else_branch=branch("e", "Abs")),
+             helper.make_node("Relu", ["h"], ["y"])]
+    graph = helper.make_graph(
+        nodes, "infos", [info("x", F32, [2]), info("flag", BOOL, [])], [info("y", F32, [2])],
+        value_info=[note("h", "h-first"), note("h", "h-again"), note("x", "x-too"), note("y", "y-too"),
+                    note("ghost", "")])
+    return model(graph)
+
+
 def old():
     """Opset 9 forms that later opsets changed."""
     nodes = [
@@ -236,7 +282,7 @@ def main():
     folder = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else __file__).resolve()
     folder = folder if folder.is_dir() else folder.parent
     unchecked = {"shuffled"}
-    for make in (mlp, branches, loop, function, dtypes, sparse, old, upsample, shuffled):
+    for make in (mlp, branches, loop, function, dtypes, sparse, old, upsample, infos, shuffled):
         made = make()
         if make.__name__ not in unchecked:
             onnx.checker.check_model(made)
@@ -244,6 +290,7 @@ def main():
     (folder / "unknown_fields.onnx").write_bytes(unknown_fields())
     onnx.load_from_string(unknown_fields())
     external(folder)
+    (folder / "carried.onnx").write_bytes(carried(folder).SerializeToString())
     # What the ONNX Runtime says about the old forms, which the canonical ones are compared with.
     import onnxruntime
     x = RNG.standard_normal((2, 3, 5)).astype(np.float32)

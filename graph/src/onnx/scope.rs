@@ -1,0 +1,98 @@
+//! The names of a graph being read: what they stand for, what provides it, and how it is declared.
+
+use super::proto::ValueInfoProto;
+use crate::types::MAX_RANK;
+use crate::{Capture, Dim, Graph, TensorType, ValueId};
+use bytes::Bytes;
+use limbeck_tensor::DType;
+use prost::Message as _;
+use std::collections::HashSet;
+
+/// A graph being read, and which of its values something provides.
+pub(super) struct Scope {
+    /// The graph as far as it is read.
+    pub(super) graph: Graph,
+    /// Its inputs.
+    pub(super) inputs: HashSet<ValueId>,
+    /// Values that something provides.
+    pub(super) provided: HashSet<ValueId>,
+    /// True in a subgraph.
+    pub(super) nested: bool,
+}
+
+impl Scope {
+    /// The value of this name, made when there is none.
+    pub(super) fn value(&mut self, name: &str) -> ValueId {
+        self.graph.find(name).unwrap_or_else(|| self.graph.add_value(name, None))
+    }
+
+    /// The value that `reader` means by `name`; in a subgraph, what the subgraph lacks is a capture.
+    pub(super) fn resolve(&mut self, name: &str, reader: impl FnOnce() -> String) -> Result<ValueId, String> {
+        let known = self.graph.find(name).filter(|id| self.provided.contains(id));
+        if let Some(id) = known {
+            return Ok(id);
+        }
+        if !self.nested {
+            return Err(format!("{} reads '{name}', which nothing provides", reader()));
+        }
+        let inner = self.value(name);
+        self.provided.insert(inner);
+        // The enclosing graph fills in `outer` once it knows its own values.
+        self.graph.captures.push(Capture { inner, outer: inner });
+        Ok(inner)
+    }
+
+    /// Declared values that nothing here provides, or that are captured, have no place of their own in a written file.
+    pub(super) fn spare_unwritten(&mut self) {
+        let Graph { values, spare_infos, initializers, inputs, outputs, .. } = &mut self.graph;
+        let listed: HashSet<ValueId> = inputs.iter().chain(&*outputs).copied().collect();
+        for (value, id) in values.iter().zip((0..).map(ValueId)) {
+            if let Some(raw) = &value.raw
+                && value.producer.is_none()
+                && !initializers.contains_key(&id)
+                && !listed.contains(&id)
+            {
+                spare_infos.push((id, raw.clone()));
+            }
+        }
+    }
+}
+
+/// Reads a ValueInfoProto; the declaration that comes first counts, an output's over one in the list of values. Others
+/// are kept as they are.
+pub(super) fn declare(scope: &mut Scope, raw: Bytes, what: &str) -> Result<ValueId, String> {
+    let info = ValueInfoProto::decode(raw.clone()).map_err(|e| format!("{what}: {e}"))?;
+    if info.name.is_empty() {
+        return Err(format!("an {what} of the graph has no name"));
+    }
+    let rank = info.ty.iter().flat_map(|t| &t.tensor).flat_map(|t| &t.shape).map(|s| s.dim.len()).max();
+    if let Some(rank) = rank.filter(|&rank| rank > MAX_RANK) {
+        return Err(format!("{what} '{}': its shape has {rank} dims, at most {MAX_RANK} are supported", info.name));
+    }
+    let id = scope.value(&info.name);
+    let value = &mut scope.graph.values[id.0 as usize];
+    if value.raw.is_some() && (what != "output" || scope.inputs.contains(&id)) {
+        if what == "value" {
+            scope.graph.spare_infos.push((id, raw));
+        }
+    } else {
+        let declared = info.ty.and_then(|t| t.tensor).and_then(|t| {
+            let dtype = DType::from_onnx(t.elem_type)?;
+            let dims = t.shape.map(|s| s.dim.into_iter().map(|d| dim(d.value, d.param)).collect());
+            Some(TensorType { dtype, dims })
+        });
+        value.ty = declared.or(value.ty.take());
+        if let Some(before) = value.raw.replace(raw) {
+            scope.graph.spare_infos.push((id, before));
+        }
+    }
+    Ok(id)
+}
+
+fn dim(value: Option<i64>, param: Option<String>) -> Dim {
+    match (value, param) {
+        (Some(n), _) => usize::try_from(n).map_or(Dim::Unknown, Dim::Known),
+        (None, Some(name)) if !name.is_empty() => Dim::Named(name.into()),
+        _ => Dim::Unknown,
+    }
+}
