@@ -8,7 +8,12 @@ use crate::{Cx, Node, Var};
 pub(super) fn batch_norm<'c>(cx: &'c Cx, node: &Node, operands: &[Option<Var<'c>>]) -> Option<Var<'c>> {
     let [Some(x), Some(scale), Some(bias), Some(mean), Some(variance)] = operands[..] else { return None };
     let parameters = [scale, bias, mean, variance];
-    let fixed = parameters.iter().all(|p| cx.graph().constant(p.id()).is_some());
+    // An input with a default may be fed something else.
+    let is_fixed = |p: &Var<'c>| {
+        let graph = cx.graph();
+        graph.constant(p.id()).is_some() && !graph.inputs.contains(&p.id())
+    };
+    let fixed = parameters.iter().all(is_fixed);
     if fixed || node.int("training_mode").unwrap_or(0) != 0 || x.rank() < 2 {
         return None;
     }
