@@ -5,6 +5,7 @@ use crate::DistillError;
 use limbeck_autodiff::{batch_norm, compose, dropout, momentum};
 use limbeck_graph::{Attr, Cx, Node, ValueId, Var};
 use limbeck_tensor::DType;
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 
 /// How a net is instantiated.
@@ -113,9 +114,9 @@ impl Net {
         let scope = instance_scope(cx, &params.name);
         let foreign = self.float().filter(|own| *own != cx.float());
         for (id, tensor) in graph.initializers().filter(|(_, t)| Some(t.dtype()) == foreign) {
-            if !bind.contains_key(&id) {
+            if let Entry::Vacant(slot) = bind.entry(id) {
                 let name = format!("{scope}{}", graph.name_of(id));
-                bind.insert(id, cx.initializer(&name, tensor.cast(cx.float())?));
+                slot.insert(cx.initializer(&name, tensor.cast(cx.float())?));
             }
         }
         let mut statistics = vec![];

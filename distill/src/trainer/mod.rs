@@ -208,7 +208,7 @@ impl Trainer {
                 let weight = weights.iter().copied().map(f64::from).sum();
                 rows.insert(ROW_WEIGHT.into(), Tensor::new([batch], weights)?);
                 let factor = fit.schedule.factor(self.epoch * per_epoch + i, total);
-                let last = (i + 1) % fit.accumulate == 0 || i + 1 == per_epoch;
+                let last = (i + 1).is_multiple_of(fit.accumulate) || i + 1 == per_epoch;
                 let scalars = self.scalars(fit, factor, last);
                 let scalars: Vec<(&str, f64)> = scalars.iter().map(|(n, v)| (n.as_str(), *v)).collect();
                 means.add(&self.run(&rows, &scalars)?, weight);

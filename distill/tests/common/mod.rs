@@ -2,6 +2,7 @@
 #![allow(dead_code)] // each test file uses its part
 
 pub(crate) mod machine;
+pub(crate) mod nets;
 
 use limbeck_tensor::{DType, Tensor, TensorMap};
 use serde_json::Value;
