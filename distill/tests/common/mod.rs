@@ -1,6 +1,7 @@
 //! Golden files of `tests/golden/objectives`, from JSON to tensors, and what runs steps.
 #![allow(dead_code)] // each test file uses its part
 
+pub(crate) mod fit;
 pub(crate) mod machine;
 pub(crate) mod nets;
 
