@@ -1,7 +1,7 @@
 //! What the walk itself does: sums over uses, markers of gradient, zeros, refusals that name the node, Dropout.
 
 use limbeck_autodiff::{Differentiate, GradError, compose, dropout};
-use limbeck_graph::{Cx, Var};
+use limbeck_graph::{Cx, Node, TensorType, Var};
 use limbeck_tensor::{DType, Tensor};
 use std::collections::{BTreeMap, HashMap};
 
@@ -85,39 +85,39 @@ fn a_missing_rule_off_the_path_does_not_matter() {
     assert!(cx.grad((y * w).sum(&[]), &[w]).is_ok());
 }
 
-/// The error of the gradient of `build`'s result in `x` `[1, 1, 4]`.
+/// The error of the gradient of the sum of `build`'s result in `x` `[1, 1, 4]`.
 fn refusal(build: impl for<'c> Fn(&'c Cx, Var<'c>) -> Var<'c>) -> String {
     let cx = Cx::new("test", DType::F32);
     let x = cx.input("x", DType::F32, &[1, 1, 4]);
     let loss = build(&cx, x).sum(&[]);
+    cx.check().unwrap();
     cx.grad(loss, &[x]).map(|_| ()).unwrap_err().to_string()
 }
 
-/// A node of an operator that nothing knows; its result has no type.
-fn unknown<'c>(x: Var<'c>) -> Var<'c> {
-    x.cx().op_n("com.acme", "Foo", &[Some(x)], &[], 1)[0]
+/// A node as a file may hold it, whose result has this type or none.
+fn carried<'c>(domain: &str, op: &str, x: Var<'c>, ty: Option<TensorType>) -> Var<'c> {
+    let cx = x.cx();
+    let id = cx.edit(|graph| {
+        let output = graph.add_value(op.to_lowercase(), ty);
+        graph.add_node(Node::new(op, &[x.id()], &[output]).in_domain(domain));
+        output
+    });
+    cx.var(id)
 }
 
 #[test]
 fn values_without_type_do_not_hide_a_missing_rule() {
-    let error = refusal(|_, x| unknown(x).relu());
-    assert!(error.contains("com.acme::Foo"), "{error}");
-    // The type is known again behind a custom op when the file states it.
-    let error = refusal(|cx, x| {
-        let y = unknown(x);
-        let ty = limbeck_graph::TensorType::new(DType::F32, &[1, 1, 4]);
-        cx.edit(|g| g.set_ty(y.id(), Some(ty)));
-        y.relu()
-    });
-    assert!(error.contains("com.acme::Foo"), "{error}");
-    // Integers out of a custom op, used as floats later.
-    let error = refusal(|cx, x| {
-        let y = unknown(x);
-        let ty = limbeck_graph::TensorType::new(DType::I64, &[1, 1, 4]);
-        cx.edit(|g| g.set_ty(y.id(), Some(ty)));
-        y.cast(DType::F32)
-    });
-    assert!(error.contains("com.acme::Foo"), "{error}");
+    let typed = |dtype| Some(TensorType::new(dtype, &[1, 1, 4]));
+    for ty in [None, typed(DType::F32), typed(DType::I64)] {
+        let error = refusal(|_, x| {
+            let y = carried("com.acme", "Foo", x, ty.clone());
+            carried("", "Cast", y, typed(DType::F32))
+        });
+        assert!(error.contains("'foo' (com.acme::Foo) lies between"), "{error}");
+    }
+    // A known op without type on the path: no silent zeros either.
+    let error = refusal(|_, x| carried("", "Relu", carried("", "Relu", x, None), typed(DType::F32)));
+    assert!(error.contains("'relu"), "{error}");
 }
 
 #[test]

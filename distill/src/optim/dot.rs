@@ -30,18 +30,13 @@ pub struct Split<'c, 'n> {
 }
 
 impl Dot {
-    /// Declares the velocities and returns the new value of each parameter, in order. Gradients that are not finite
-    /// close the step's gate.
+    /// Declares the velocities and returns the new value of each parameter, in order.
     pub fn update<'c>(
         &self,
         step: &StepBuilder<'c>,
         params: &[Split<'c, '_>],
         lr: Var<'c>,
     ) -> Result<Vec<Var<'c>>, DistillError> {
-        let grads = params.iter().flat_map(|p| [p.task, p.distillation]).flatten();
-        if let Some(square) = grads.map(|g| g.square().sum(&[])).reduce(|a, b| a + b) {
-            step.require_finite(square);
-        }
         params
             .iter()
             .map(|p| {
