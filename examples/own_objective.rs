@@ -27,7 +27,7 @@ static STANDARDISED: Objective = Objective {
         let beta = t.param("beta");
         let d = (standardised("student_logits")? - standardised("teacher_logits")?).abs();
         let inside = d.at_most(beta);
-        Ok(t.batch_mean((inside.square() / (2.0 * beta) + (d - inside)).mean(&[-1])))
+        t.batch_mean((inside.square() / (2.0 * beta) + (d - inside)).mean(&[-1]))
     },
 };
 

@@ -24,6 +24,14 @@ pub enum GradError {
         /// What it is instead.
         reason: String,
     },
+    /// Values and what accompanies them (cotangents, tangents) do not fit together.
+    #[error("{what}s do not fit: {reason}")]
+    Mismatch {
+        /// `cotangent` or `tangent`.
+        what: &'static str,
+        /// Counts, or the value with both types.
+        reason: String,
+    },
     /// A graph problem.
     #[error(transparent)]
     Graph(#[from] GraphError),

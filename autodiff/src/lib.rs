@@ -9,7 +9,7 @@ mod error;
 mod rules;
 mod walk;
 
-pub use decompose::{compose, dropout};
+pub use decompose::{batch_norm, compose, dropout, momentum};
 pub use error::GradError;
 pub use rules::{NON_DIFFERENTIABLE, differentiable, has_gradient};
 pub use walk::Differentiate;

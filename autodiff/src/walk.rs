@@ -12,7 +12,8 @@ pub trait Differentiate {
     /// on it. Shapes and dtypes are those of `wrt`.
     fn grad<'c>(&'c self, loss: Var<'c>, wrt: &[Var<'c>]) -> Result<Vec<Var<'c>>, GradError>;
 
-    /// Vector-Jacobian product: the gradient of `Σ <outputs_i, cotangents_i>` with respect to `wrt`.
+    /// Vector-Jacobian product: the gradient of `Σ <outputs_i, cotangents_i>` with respect to `wrt`. Each cotangent
+    /// has its output's shape and dtype.
     fn vjp<'c>(
         &'c self,
         outputs: &[Var<'c>],
@@ -21,7 +22,7 @@ pub trait Differentiate {
     ) -> Result<Vec<Var<'c>>, GradError>;
 
     /// Jacobian-vector product: the derivative of `outputs` along `tangents` of `inputs`, by differentiating the
-    /// vector-Jacobian product with respect to its cotangent.
+    /// vector-Jacobian product with respect to its cotangent. Each tangent has its input's shape and dtype.
     fn jvp<'c>(
         &'c self,
         outputs: &[Var<'c>],
@@ -51,12 +52,13 @@ impl Differentiate for Cx {
         wrt: &[Var<'c>],
     ) -> Result<Vec<Var<'c>>, GradError> {
         self.check()?;
+        fitting("cotangent", outputs, cotangents)?;
         let mut grads: HashMap<ValueId, Var<'c>> = HashMap::new();
         for (output, cotangent) in outputs.iter().zip(cotangents) {
             accumulate(&mut grads, output.id(), *cotangent);
         }
         let wanted: HashSet<ValueId> = wrt.iter().map(|v| v.id()).collect();
-        let path = path_nodes(self, &wanted, outputs);
+        let path = path_nodes(self, &wanted, outputs)?;
         for (id, node, active) in path.into_iter().rev() {
             let out_grads: Vec<Option<Var<'c>>> =
                 node.outputs.iter().map(|o| o.and_then(|o| grads.get(&o).copied())).collect();
@@ -92,6 +94,8 @@ impl Differentiate for Cx {
         inputs: &[Var<'c>],
         tangents: &[Var<'c>],
     ) -> Result<Vec<Var<'c>>, GradError> {
+        self.check()?;
+        fitting("tangent", inputs, tangents)?;
         // The product with the transposed Jacobian is linear in the cotangent u, so its derivative in u along
         // the tangents is the product with the Jacobian; the value of u does not matter and is dead code after.
         let u: Vec<Var<'c>> = outputs.iter().map(|o| self.full(0.0, o.dtype(), &o.shape()).identity()).collect();
@@ -100,42 +104,71 @@ impl Differentiate for Cx {
     }
 }
 
-/// Nodes in execution order that lie between the wanted values and the outputs, each with the set of its
-/// operands through which gradient flows.
-fn path_nodes(cx: &Cx, wanted: &HashSet<ValueId>, outputs: &[Var<'_>]) -> Vec<(NodeId, Node, HashSet<ValueId>)> {
+/// That there is a companion for each value, of its shape and dtype.
+fn fitting(what: &'static str, values: &[Var<'_>], companions: &[Var<'_>]) -> Result<(), GradError> {
+    if values.len() != companions.len() {
+        let reason = format!("{} given for {} values", companions.len(), values.len());
+        return Err(GradError::Mismatch { what, reason });
+    }
+    for (v, c) in values.iter().zip(companions) {
+        if v.shape() != c.shape() || v.dtype() != c.dtype() {
+            let [own, other] = [v, c].map(|v| format!("{}{:?}", v.dtype(), v.shape()));
+            return Err(GradError::Mismatch { what, reason: format!("'{}' is {own}, its {what} {other}", v.name()) });
+        }
+    }
+    Ok(())
+}
+
+/// A node on the path, with the set of its operands through which gradient flows.
+type OnPath = (NodeId, Node, HashSet<ValueId>);
+
+/// Nodes in execution order that lie between the wanted values and the outputs. A node at which the gradient would
+/// be lost without being listed as having none is an error.
+fn path_nodes(cx: &Cx, wanted: &HashSet<ValueId>, outputs: &[Var<'_>]) -> Result<Vec<OnPath>, GradError> {
     let graph = cx.graph();
+    let ends = |node: &Node| node.is(LIMBECK, "StopGradient") || rules::is_listed_without(node);
     let mut needed: HashSet<ValueId> = outputs.iter().map(|v| v.id()).collect();
     let mut upstream = HashSet::new();
     for id in graph.node_ids().into_iter().rev() {
         let node = graph.node(id);
-        if node.outputs.iter().flatten().any(|o| needed.contains(o)) {
+        if !ends(node) && node.outputs.iter().flatten().any(|o| needed.contains(o)) {
             needed.extend(node.reads());
             upstream.insert(id);
         }
     }
     let mut active: HashSet<ValueId> = wanted.clone();
     let mut path = vec![];
-    for (id, node) in graph.nodes() {
-        if !upstream.contains(&id) || node.is(LIMBECK, "StopGradient") {
+    for (id, node) in graph.nodes().filter(|(id, _)| upstream.contains(id)) {
+        let through: HashSet<ValueId> =
+            node.reads().into_iter().filter(|&v| active.contains(&v) && carries_gradient(&graph, v)).collect();
+        if through.is_empty() {
             continue;
         }
-        let through: HashSet<ValueId> =
-            node.reads().into_iter().filter(|&v| active.contains(&v) && carries_gradient(&graph, node, v)).collect();
-        if !through.is_empty() {
-            active.extend(node.outputs.iter().flatten());
-            path.push((id, node.clone(), through));
+        let refuse =
+            |reason: &str| Err(GradError::NoRule { node: graph.label(id), op: node.full_op(), reason: reason.into() });
+        if !rules::has_gradient(node) {
+            return refuse(
+                "no rule is known; freeze what lies before it, stop the gradient there, or remove it from the path",
+            );
         }
+        if !node.is("", "DequantizeLinear") && through.iter().any(|&v| is_quantised(&graph, v)) {
+            return refuse("it computes with quantised integers; put DequantizeLinear before it");
+        }
+        active.extend(node.outputs.iter().flatten());
+        path.push((id, node.clone(), through));
     }
-    path
+    Ok(path)
 }
 
-/// Gradient flows along floats, and from DequantizeLinear straight through to the QuantizeLinear that it undoes.
-fn carries_gradient(graph: &Graph, node: &Node, value: ValueId) -> bool {
-    let quantised = || {
-        let producer = graph.producer(value).map(|id| graph.node(id));
-        node.is("", "DequantizeLinear") && producer.is_some_and(|p| p.is("", "QuantizeLinear"))
-    };
-    graph.ty(value).is_some_and(|t| t.dtype.is_float()) || quantised()
+/// Gradient flows along floats, along values whose type is not known, and from QuantizeLinear straight through to the
+/// DequantizeLinear that undoes it.
+fn carries_gradient(graph: &Graph, value: ValueId) -> bool {
+    graph.ty(value).is_none_or(|t| t.dtype.is_float()) || is_quantised(graph, value)
+}
+
+/// An integer tensor that QuantizeLinear makes.
+fn is_quantised(graph: &Graph, value: ValueId) -> bool {
+    graph.producer(value).is_some_and(|id| graph.node(id).is("", "QuantizeLinear"))
 }
 
 fn accumulate<'c>(grads: &mut HashMap<ValueId, Var<'c>>, id: ValueId, grad: Var<'c>) {

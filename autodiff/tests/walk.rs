@@ -1,7 +1,7 @@
 //! What the walk itself does: sums over uses, markers of gradient, zeros, refusals that name the node, Dropout.
 
 use limbeck_autodiff::{Differentiate, GradError, compose, dropout};
-use limbeck_graph::{Cx, Var};
+use limbeck_graph::{Cx, Node, TensorType, Var};
 use limbeck_tensor::{DType, Tensor};
 use std::collections::{BTreeMap, HashMap};
 
@@ -83,6 +83,115 @@ fn a_missing_rule_off_the_path_does_not_matter() {
     let w = cx.input("w", DType::F64, &[3]);
     let y = cx.op("LpPool", &[x], &[("kernel_shape", vec![2i64].into())]);
     assert!(cx.grad((y * w).sum(&[]), &[w]).is_ok());
+}
+
+/// The error of the gradient of the sum of `build`'s result in `x` `[1, 1, 4]`.
+fn refusal(build: impl for<'c> Fn(&'c Cx, Var<'c>) -> Var<'c>) -> String {
+    let cx = Cx::new("test", DType::F32);
+    let x = cx.input("x", DType::F32, &[1, 1, 4]);
+    let loss = build(&cx, x).sum(&[]);
+    cx.check().unwrap();
+    cx.grad(loss, &[x]).map(|_| ()).unwrap_err().to_string()
+}
+
+/// A node as a file may hold it, whose result has this type or none.
+fn carried<'c>(domain: &str, op: &str, x: Var<'c>, ty: Option<TensorType>) -> Var<'c> {
+    let cx = x.cx();
+    let id = cx.edit(|graph| {
+        let output = graph.add_value(op.to_lowercase(), ty);
+        graph.add_node(Node::new(op, &[x.id()], &[output]).in_domain(domain));
+        output
+    });
+    cx.var(id)
+}
+
+#[test]
+fn values_without_type_do_not_hide_a_missing_rule() {
+    let typed = |dtype| Some(TensorType::new(dtype, &[1, 1, 4]));
+    for ty in [None, typed(DType::F32), typed(DType::I64)] {
+        let error = refusal(|_, x| {
+            let y = carried("com.acme", "Foo", x, ty.clone());
+            carried("", "Cast", y, typed(DType::F32))
+        });
+        assert!(error.contains("'foo' (com.acme::Foo) lies between"), "{error}");
+    }
+    // A known op without type on the path: no silent zeros either.
+    let error = refusal(|_, x| carried("", "Relu", carried("", "Relu", x, None), typed(DType::F32)));
+    assert!(error.contains("'relu"), "{error}");
+}
+
+#[test]
+fn a_missing_rule_behind_a_stop_does_not_matter() {
+    let values = at_123(|cx, x| {
+        let pooled = cx.op("LpPool", &[x.reshape(&[1, 1, 3])], &[("kernel_shape", vec![1i64].into())]);
+        let largest = pooled.argmax(2).cast(DType::F64).sum(&[]);
+        let loss = (x * pooled.stop_gradient().reshape(&[3])).sum(&[]) + x.sum(&[]) * largest;
+        vec![("g", cx.grad(loss, &[x]).unwrap()[0])]
+    });
+    assert_eq!(values["g"], [3.0, 4.0, 5.0]);
+}
+
+#[test]
+fn arithmetic_on_quantised_integers_is_refused() {
+    let quantised = |cx: &Cx, x: limbeck_graph::ValueId| {
+        let zero = cx.constant(Tensor::from_f64(DType::I8, [], &[0.0]).unwrap());
+        cx.op("QuantizeLinear", &[cx.var(x), cx.scalar(0.5), zero], &[]).id()
+    };
+    let error = refusal(|cx, x| {
+        let q = cx.var(quantised(cx, x.id()));
+        let pooled = cx.op("MaxPool", &[q], &[("kernel_shape", vec![2i64].into())]);
+        cx.op("DequantizeLinear", &[pooled, cx.scalar(0.5)], &[])
+    });
+    assert!(error.contains("MaxPool") && error.contains("DequantizeLinear"), "{error}");
+    let error = refusal(|cx, x| {
+        let q = cx.var(quantised(cx, x.id()));
+        let w = cx.constant(Tensor::from_f64(DType::I8, [1, 1, 1], &[3.0]).unwrap());
+        let zero = cx.constant(Tensor::from_f64(DType::I8, [], &[0.0]).unwrap());
+        let scale = cx.scalar(0.5);
+        let y = cx.op("QLinearConv", &[q, scale, zero, w, scale, zero, scale, zero], &[]);
+        cx.op("DequantizeLinear", &[y, scale, zero], &[])
+    });
+    assert!(error.contains("QLinearConv"), "{error}");
+}
+
+#[test]
+fn what_range_depends_on_is_refused() {
+    let cx = Cx::new("test", DType::F64);
+    let x = cx.scalar(0.5);
+    let y = cx.op("Range", &[x, cx.scalar(3.0), cx.scalar(1.0)], &[]);
+    let error = cx.grad(y.sum(&[]), &[x]).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("Range") && error.contains("start"), "{error}");
+}
+
+#[test]
+fn padding_that_has_nothing_to_repeat_is_an_error() {
+    let cx = Cx::new("test", DType::F64);
+    let x = cx.input("x", DType::F64, &[0, 3]);
+    for (mode, pads) in [("edge", [1, 0, 0, 0]), ("wrap", [2, 0, 0, 0]), ("reflect", [0, 0, 3, 0])] {
+        let y = cx.op("Pad", &[x, cx.ints(&pads)], &[("mode", mode.into())]);
+        let error = cx.grad(y.sum(&[]), &[x]).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains("Pad") && error.contains(mode), "{error}");
+    }
+    let x = cx.input("y", DType::F64, &[2]);
+    let y = cx.op("Pad", &[x, cx.ints(&[0, 1 << 40])], &[("mode", "edge".into())]);
+    let error = cx.grad(y.sum(&[]), &[x]).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("Pad") && error.contains("1099511627776"), "{error}");
+}
+
+#[test]
+fn cotangents_and_tangents_must_fit() {
+    let cx = Cx::new("test", DType::F64);
+    let x = cx.input("x", DType::F64, &[3]);
+    let (y, one) = (x.square(), cx.scalar(1.0));
+    let refused = |result: Result<Vec<Var<'_>>, GradError>, expected: &str| {
+        let error = result.map(|_| ()).unwrap_err();
+        assert!(matches!(error, GradError::Mismatch { .. }) && error.to_string().contains(expected), "{error}");
+    };
+    refused(cx.vjp(&[y], &[], &[x]), "0 given for 1");
+    refused(cx.vjp(&[y], &[one], &[x]), "float64[3], its cotangent float64[]");
+    refused(cx.vjp(&[y], &[y.cast(DType::F32)], &[x]), "cotangent float32[3]");
+    refused(cx.jvp(&[y], &[x], &[one, one]), "2 given for 1");
+    refused(cx.jvp(&[y], &[x], &[one]), "its tangent float64[]");
 }
 
 #[test]

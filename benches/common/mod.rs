@@ -4,7 +4,7 @@
 use anyhow::Result;
 use limbeck::digits::nets;
 use limbeck::distill::optim::Sgd;
-use limbeck::distill::{GradOptions, Group, Mode, Net, Step, build_step, models, objective};
+use limbeck::distill::{GradOptions, Group, Net, Step, build_step, models, objective};
 use limbeck::graph::{Form, Graph};
 use limbeck::runtime::{CompileOptions, Engine, Model, Program, StateRole, noise};
 use limbeck::tensor::{DType, Tensor, TensorMap};
@@ -52,17 +52,16 @@ pub(crate) fn deep() -> Result<Case> {
 pub(crate) fn train_step(case: &Case) -> Result<Step> {
     Ok(build_step("bench", DType::F32, |s| {
         let x = s.batch("x", DType::F32, &[&[case.batch], case.sample].concat())?;
-        let labels = s.batch("y", DType::I64, &[case.batch])?;
+        let labels = s.class_labels("y", &[case.batch], case.classes)?;
         let teacher = s.batch("teacher_logits", DType::F32, &[case.batch, case.classes])?;
         let params = s.params("student", &case.net, StateRole::Parameter)?;
-        let out = case.net.apply(s.cx(), &[x], &params, Mode::Training)?;
+        let out = s.apply(&case.net, &[x], &params, &params)?;
         let student = out.first()?;
         let ce = objective::find("ce")?.loss(s.cx(), &[("student_logits", student), ("labels", labels)], &[], None)?;
         let taps = [("student_logits", student), ("teacher_logits", teacher)];
         let kd = objective::find("kd")?.loss(s.cx(), &taps, &[("temperature", 4.0)], None)?;
         let loss = ce * 0.1 + kd * 0.9;
         s.loss("loss", loss);
-        s.update_buffers(&params, &out)?;
         let group = Group { params: &params, lr_scale: 1.0, weight_decay: 0.0 };
         s.minimise("", loss, &[group], &Sgd { momentum: 0.9, nesterov: false }, GradOptions::default())
     })?)

@@ -27,7 +27,7 @@ pub struct Arrays {
     len: usize,
 }
 
-fn data_error(source_name: impl Into<String>, reason: impl Into<String>) -> DistillError {
+pub(crate) fn data_error(source_name: impl Into<String>, reason: impl Into<String>) -> DistillError {
     DistillError::Data { source_name: source_name.into(), reason: reason.into() }
 }
 
@@ -111,6 +111,28 @@ pub fn gather_rows(tensor: &Tensor, indices: &[usize]) -> Result<Tensor, Distill
     Ok(Tensor::from_bytes(tensor.dtype(), shape, picked.into())?.aligned())
 }
 
+/// That labels are integers in `0..classes`; the error names the field, the first sample that is not, and its label.
+pub fn check_labels(field: &str, labels: &Tensor, classes: usize) -> Result<(), DistillError> {
+    check_labels_of(field, labels, classes, |row| row)
+}
+
+/// As [`check_labels`], with the sample that a row holds.
+pub(crate) fn check_labels_of(
+    field: &str,
+    labels: &Tensor,
+    classes: usize,
+    sample: impl Fn(usize) -> usize,
+) -> Result<(), DistillError> {
+    if labels.dtype().is_float() {
+        return Err(data_error(field, format!("labels must be integers, these are {}", labels.dtype())));
+    }
+    let values = labels.to_i64_vec()?;
+    let wrong = values.iter().position(|&v| usize::try_from(v).map_or(true, |v| v >= classes));
+    let Some(i) = wrong else { return Ok(()) };
+    let row = i / labels.shape().iter().skip(1).product::<usize>().max(1);
+    Err(data_error(field, format!("sample {} has label {}, outside 0..{classes}", sample(row), values[i])))
+}
+
 /// Reads a field from an npy file; integers become f32 times `scale` when a scale is given.
 pub fn read_npy(path: &Path, scale: Option<f64>) -> Result<Tensor, DistillError> {
     scaled(io::read_npy(path)?, scale)
@@ -159,8 +181,8 @@ pub fn read_image_folder(
     width: u32,
 ) -> Result<(Arrays, Vec<String>), DistillError> {
     let listing = |dir: &Path| -> Result<Vec<std::path::PathBuf>, DistillError> {
-        let entries = std::fs::read_dir(dir).map_err(|e| data_error(dir.display().to_string(), e.to_string()))?;
-        let mut paths: Vec<_> = entries.filter_map(|e| Some(e.ok()?.path())).collect();
+        let entries = std::fs::read_dir(dir).and_then(|entries| entries.map(|e| Ok(e?.path())).collect());
+        let mut paths: Vec<_> = entries.map_err(|e| data_error(dir.display().to_string(), e.to_string()))?;
         paths.sort();
         Ok(paths)
     };
@@ -196,7 +218,8 @@ pub fn read_image_folder(
 }
 
 /// Batches of one epoch: indices in seeded order, and a weight per row. The last batch is filled with samples from
-/// the start of the order, whose weight is 0.
+/// the start of the order, whose weight is 0: a step must weigh its rows, in its losses and where it normalises by the
+/// batch's statistics (as [`crate::StepBuilder::apply`] does).
 pub fn epoch_batches(len: usize, batch: usize, seed: u64, epoch: u64) -> Vec<(Vec<usize>, Vec<f32>)> {
     let order = noise::stream(seed, epoch, "shuffle").permutation(len);
     (0..len.div_ceil(batch.max(1)))
@@ -251,6 +274,17 @@ mod tests {
         assert_eq!(data.get("y").unwrap().to_vec::<i64>().unwrap(), [0, 1]);
         assert_eq!(data.get("x").unwrap().to_vec::<f32>().unwrap()[6..], [1.0; 6]);
         assert!(read_image_folder(dir.path(), 1, 8, 8).unwrap_err().to_string().contains("2x3"));
+    }
+
+    #[test]
+    fn labels_out_of_range_are_named() {
+        let labels = |values: Vec<i64>| Tensor::new([values.len() / 2, 2], values).unwrap();
+        assert!(check_labels("y", &labels(vec![0, 9, 3, 1]), 10).is_ok());
+        for (bad, text) in [(10, "label 10"), (-1, "label -1")] {
+            let error = check_labels("y", &labels(vec![0, 9, 3, bad]), 10).unwrap_err().to_string();
+            assert!(["data y", "sample 1", text, "0..10"].iter().all(|part| error.contains(part)), "{error}");
+        }
+        assert!(check_labels("y", &Tensor::scalar(1f32), 10).unwrap_err().to_string().contains("integers"));
     }
 
     #[test]

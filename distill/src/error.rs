@@ -56,6 +56,18 @@ pub enum DistillError {
         /// What was seen, and the remedy.
         reason: String,
     },
+    /// Training goes on from a checkpoint with other settings.
+    #[error(
+        "the checkpoint was written with {key} = {then}, now it is {now}; go on with the former value, or start anew"
+    )]
+    Resume {
+        /// The setting that differs.
+        key: String,
+        /// Its value in the checkpoint.
+        then: String,
+        /// Its value now.
+        now: String,
+    },
     /// Differentiation failed.
     #[error(transparent)]
     Grad(#[from] GradError),

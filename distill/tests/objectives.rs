@@ -7,7 +7,7 @@ use common::{Feeds, floats, golden, relative_error, tensor};
 use limbeck_autodiff::Differentiate;
 use limbeck_distill::objective::{self, Objective, Side};
 use limbeck_graph::{Cx, Form, Graph, Var};
-use limbeck_runtime::{CompileOptions, Model};
+use limbeck_runtime::{CompileOptions, Model, noise};
 use limbeck_tensor::{DType, Tensor};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -137,6 +137,44 @@ fn padded_rows_change_nothing() {
     evaluate_all(DType::F64, true, 1e-9);
 }
 
+/// Objectives whose value is a surrogate: its gradient is stated, not that of the value.
+const STATED_GRADIENT: [&str; 2] = ["dmd", "scm"];
+
+/// The largest disagreement of a case between central differences along a random direction and the gradient.
+fn disagreement(case: &Value, direction: &mut noise::Stream) -> f64 {
+    const STEP: f64 = 1e-5;
+    let Built { graph, feeds, .. } = build(case, DType::F64, false);
+    let gradients = graph.evaluate(&feeds).unwrap();
+    let mut worst = 0.0;
+    for name in case["grads"].as_object().unwrap().keys() {
+        let x = &feeds[name];
+        let along: Vec<f64> = (0..x.len()).map(|_| direction.normal()).collect();
+        let loss = |step: f64| {
+            let moved: Vec<f64> = x.to_f64_vec().unwrap().iter().zip(&along).map(|(x, d)| x + step * d).collect();
+            let mut feeds = feeds.clone();
+            feeds.insert(name.clone(), floats(DType::F64, x.shape(), &moved));
+            graph.evaluate(&feeds).unwrap()["loss"].to_f64_vec().unwrap()[0]
+        };
+        let numeric = (loss(STEP) - loss(-STEP)) / (2.0 * STEP);
+        let gradient = gradients[&format!("grad.{name}")].to_f64_vec().unwrap();
+        let exact: f64 = gradient.iter().zip(&along).map(|(g, d)| g * d).sum();
+        let difference = (numeric - exact).abs() / exact.abs().max(1.0);
+        worst = if difference.is_nan() { f64::NAN } else { f64::max(worst, difference) };
+    }
+    worst
+}
+
+#[test]
+fn every_gradient_agrees_with_differences() {
+    let golden = golden("objectives.json");
+    for o in objective::ALL.iter().filter(|o| !STATED_GRADIENT.contains(&o.name)) {
+        for case in golden.as_array().unwrap().iter().filter(|c| c["objective"] == o.name) {
+            let off = disagreement(case, &mut noise::stream(1, 0, o.name));
+            assert!(off < 1e-7, "{}: off by {off:e}", label(case));
+        }
+    }
+}
+
 #[test]
 fn every_engine_agrees_with_torch() {
     let mut all = vec![];
@@ -216,6 +254,74 @@ fn wrong_taps_and_parameters_are_refused_by_name() {
         (objective::find("kl").map(|_| ()).unwrap_err().to_string(), "'kl': unknown"),
     ] {
         assert!(message.contains(expected), "'{message}' should hold '{expected}'");
+    }
+}
+
+/// The message of the error on taps of these dtypes and shapes, with a row weight of this shape.
+fn misfit(name: &str, taps: &[(&str, DType, &[usize])], row_weight: Option<&[usize]>) -> String {
+    let cx = Cx::new("refused", DType::F64);
+    let taps: Vec<(&str, Var<'_>)> = taps.iter().map(|(n, d, s)| (*n, cx.input(n, *d, s))).collect();
+    let weight = row_weight.map(|s| cx.input("row_weight", DType::F64, s));
+    let loss = objective::find(name).unwrap().loss(&cx, &taps, &[], weight);
+    loss.map(|l| format!("{name} is built: {:?}", l.shape())).unwrap_or_else(|e| e.to_string())
+}
+
+#[test]
+fn shapes_that_would_broadcast_are_refused_by_name() {
+    let float = |name: &'static str, shape: &'static [usize]| (name, DType::F64, shape);
+    let logits = float("student_logits", &[4, 3]);
+    let labels = |dtype, shape: &'static [usize]| ("labels", dtype, shape);
+    let score = float("fake_score", &[4, 1]);
+    let denoised = [float("denoised", &[4, 2]), float("sample", &[4, 2])];
+    let velocity = [
+        float("velocity", &[4, 2]),
+        float("velocity_tangent", &[4, 2]),
+        float("teacher_velocity", &[4, 2]),
+        float("x_t", &[4, 2]),
+        float("weight", &[4]),
+    ];
+    for (message, expected) in [
+        (misfit("ce", &[logits, labels(DType::I64, &[4, 1])], None), "'labels' is [4, 1]"),
+        (misfit("ce", &[logits, labels(DType::I64, &[1])], None), "'labels' is [1]"),
+        (misfit("ce", &[logits, labels(DType::F64, &[4])], None), "labels are integers"),
+        (misfit("ce", &[float("student_logits", &[4, 2, 3]), labels(DType::I64, &[4, 2])], None), "one a row"),
+        (misfit("ce", &[logits, labels(DType::I64, &[4])], Some(&[4, 1])), "row weight is [4, 1]"),
+        (misfit("ce", &[logits, labels(DType::I64, &[4])], Some(&[1])), "row weight is [1]"),
+        (misfit("kd", &[logits, float("teacher_logits", &[1, 3])], None), "'teacher_logits' is [1, 3]"),
+        (misfit("lwf", &[logits, float("teacher_logits", &[1, 2])], None), "'teacher_logits' is [1, 2]"),
+        (misfit("rkd", &[float("student_feature", &[4, 2]), float("teacher_feature", &[1, 2])], None), "rows"),
+        (misfit("rkd", &[float("student_feature", &[4, 2]), float("teacher_feature", &[4, 2])], Some(&[1])), "rows"),
+        (misfit("gan_generator", &[score], Some(&[4, 1])), "row weight is [4, 1]"),
+        (misfit("dsm", &[denoised[0], denoised[1], float("weight", &[4, 1])], None), "'weight' is [4, 1]"),
+        (misfit("scm", &[&velocity[..], &[float("t", &[4, 1])]].concat(), None), "'t' is [4, 1]"),
+        (
+            misfit("scm", &[&velocity[..4], &[float("t", &[4]), float("weight", &[1])]].concat(), None),
+            "'weight' is [1]",
+        ),
+    ] {
+        assert!(message.contains(expected), "'{message}' should hold '{expected}'");
+    }
+}
+
+#[test]
+fn relations_of_a_single_row_that_counts_are_zero() {
+    for float in [DType::F32, DType::F64] {
+        let cx = Cx::new("relations", float);
+        let [s, t] = ["s", "t"].map(|name| cx.input(name, float, &[3, 2]));
+        let w = cx.input("w", float, &[3]);
+        let taps = [("student_feature", s), ("teacher_feature", t)];
+        let loss = objective::find("rkd").unwrap().loss(&cx, &taps, &[], Some(w)).unwrap();
+        let grad = cx.grad(loss, &[s]).unwrap()[0];
+        cx.output("loss", loss);
+        cx.output("grad", grad);
+        let feeds = Feeds::from([
+            ("s".into(), floats(float, &[3, 2], &[0.5, 1.0, -1.0, 0.25, 3.0, 3.0])),
+            ("t".into(), floats(float, &[3, 2], &[0.75, -0.5, 0.5, 1.0, 3.0, 3.0])),
+            ("w".into(), floats(float, &[3], &[1.0, 0.0, 0.0])),
+        ]);
+        let found = cx.finish().unwrap().evaluate(&feeds).unwrap();
+        assert_eq!(found["loss"].to_f64_vec().unwrap(), [0.0]);
+        assert_eq!(found["grad"].to_f64_vec().unwrap(), [0.0; 6]);
     }
 }
 

@@ -1,47 +1,24 @@
 //! Whole train steps against torch in float64: alternating distribution matching over one store, a gradient penalty,
-//! continuous-time consistency, DOT, a GRU. Each runs on the reference evaluator and on every engine.
+//! continuous-time consistency, a GRU. Each runs on the reference evaluator and on every engine.
 //! `tests/golden/objectives/make_probes.py` holds the references.
 
 mod common;
 
-use common::machine::machines;
-use common::{golden, tensor};
+use common::golden;
+use common::machine::{machines, machines_within};
+use common::nets::{apply, loss, perceptron, tensors};
 use limbeck_autodiff::Differentiate;
-use limbeck_distill::models::{Layers, gru};
+use limbeck_distill::models::gru;
 use limbeck_distill::objective::{self, scm_tangents};
-use limbeck_distill::optim::{AdamW, Dot, Optimiser, Sgd, Split};
+use limbeck_distill::optim::{AdamW, Optimiser, Sgd};
 use limbeck_distill::{DistillError, GradOptions, Group, Mode, Net, ParamSet, Step, StepBuilder, build_step};
 use limbeck_graph::Var;
-use limbeck_runtime::{StateRole, noise};
+use limbeck_runtime::StateRole;
 use limbeck_tensor::{DType, Tensor, TensorMap};
 use serde_json::Value;
-use std::collections::BTreeMap;
 
 const B: usize = 8;
 const SGD: Sgd = Sgd { momentum: 0.0, nesterov: false };
-
-fn tensors(float: DType, v: &Value) -> TensorMap {
-    v.as_object().unwrap().iter().map(|(k, v)| (k.clone(), tensor(float, v))).collect()
-}
-
-/// Two layers with tanh between, and the weights of a golden.
-fn perceptron(widths: [usize; 3], weights: &Value) -> Net {
-    let net = Net::build("perceptron", |cx| {
-        let l = Layers::new(cx, 0);
-        let h = l.linear("layer0", l.input("x", &[widths[0]]), (widths[0], widths[1]), 1.0).tanh();
-        cx.output("y", l.linear("layer1", h, (widths[1], widths[2]), 1.0));
-        Ok(())
-    });
-    net.unwrap().reweighted(&tensors(DType::F32, weights)).unwrap()
-}
-
-fn loss<'c>(s: &StepBuilder<'c>, name: &str, taps: &[(&str, Var<'c>)]) -> Result<Var<'c>, DistillError> {
-    objective::find(name)?.loss(s.cx(), taps, &[], None)
-}
-
-fn apply<'c>(s: &StepBuilder<'c>, net: &Net, x: Var<'c>, params: &ParamSet<'c>) -> Result<Var<'c>, DistillError> {
-    net.apply(s.cx(), &[x], params, Mode::Training)?.first()
-}
 
 fn descend<'c>(
     s: &StepBuilder<'c>,
@@ -187,7 +164,8 @@ fn distribution_matching_alternates_over_one_store() {
         fake: perceptron([3, 16, 2], &first["fake"]),
         critic: perceptron([2, 16, 1], &first["critic"]),
     };
-    for mut machine in machines() {
+    // Twenty alternating AdamW steps under weights up to 1/(0.1*0.15)^2: rounding grows to 2.3e-5 in float32.
+    for mut machine in machines_within(5e-5) {
         let float = machine.float;
         let (d_step, g_step) = (machine.load(nets.d_step(float).unwrap()), machine.load(nets.g_step(float).unwrap()));
         for (i, reference) in golden["steps"].as_array().unwrap().iter().enumerate() {
@@ -222,123 +200,22 @@ fn gru_student_trains_and_decodes_as_in_torch() {
         .unwrap()
     });
     // One token a run, the hidden state carried by the host.
-    let cell = gru(vocab, width, hidden, 1, 0).unwrap().with_weights(&tensors(DType::F32, &golden["final"])).unwrap();
-    let mut decoded = vec![vec![]; vocab];
-    let mut token = Tensor::new([vocab, 1], (0..vocab as i64).collect::<Vec<_>>()).unwrap();
-    let mut state = Tensor::zeros(DType::F32, [vocab, hidden]).unwrap();
-    for _ in 0..8 {
-        let mut out = cell.evaluate(&TensorMap::from([("tokens".into(), token), ("hidden".into(), state)])).unwrap();
-        state = out.remove("hidden_next").unwrap();
-        let logits = out["logits"].to_f64_vec().unwrap();
-        let next: Vec<i64> = logits.chunks(vocab).map(|row| limbeck_distill::argmax(row) as i64).collect();
-        decoded.iter_mut().zip(&next).for_each(|(row, &c)| row.push(c as f64));
-        token = Tensor::new([vocab, 1], next).unwrap();
-    }
-    assert_eq!(decoded.concat(), common::numbers(&golden["decoded"]["data"]));
-}
-
-/// How the DOT probes update.
-enum Update {
-    Sum(Sgd),
-    Dot(Dot),
-}
-
-/// A step of two losses on a net of two matrices `student/w1` and `student/w2`.
-fn two_losses(update: &Update) -> Step {
-    let float = DType::F64;
-    let draw = |name: &str, shape: [usize; 2]| {
-        let mut stream = noise::stream(5, 0, name);
-        let values: Vec<f64> = (0..shape[0] * shape[1]).map(|_| f64::from(stream.normal() as f32)).collect();
-        Tensor::from_f64(float, shape, &values).unwrap()
-    };
-    build_step("two_losses", float, |s| {
-        let (x, target) = (s.batch("x", float, &[B, 3])?, s.batch("target", float, &[B, 2])?);
-        let labels = s.batch("labels", DType::I64, &[B])?;
-        let w1 = s.state("student/w1", draw("w1", [3, 4]), StateRole::Parameter)?;
-        let w2 = s.state("student/w2", draw("w2", [4, 2]), StateRole::Parameter)?;
-        let logits = x.matmul(w1).tanh().matmul(w2);
-        let task = loss(s, "ce", &[("student_logits", logits), ("labels", labels)])?;
-        let distillation = loss(s, "kd", &[("student_logits", logits), ("teacher_logits", target)])?;
-        s.loss("loss", task + distillation);
-        match update {
-            Update::Sum(sgd) => {
-                let vars = BTreeMap::from([("w1".to_owned(), w1), ("w2".to_owned(), w2)]);
-                let params = ParamSet::new("student", vars);
-                let group = Group { params: &params, lr_scale: 1.0, weight_decay: 1e-2 };
-                s.minimise("", task + distillation, &[group], sgd, GradOptions::default())
-            }
-            Update::Dot(dot) => {
-                let (g, k) = (s.cx().grad(task, &[w1, w2])?, s.cx().grad(distillation, &[w1, w2])?);
-                let split = |name, value, i: usize| Split { name, value, task: Some(g[i]), distillation: Some(k[i]) };
-                let splits = [split("student/w1", w1, 0), split("student/w2", w2, 1)];
-                let next = dot.update(s, &splits, s.scalar("lr", 0.0)?)?;
-                s.update(w1, next[0])?;
-                s.update(w2, next[1])
-            }
+    for machine in machines().into_iter().filter(|m| m.float == DType::F32) {
+        let cell = gru(vocab, width, hidden, 1, 0).unwrap();
+        let mut cell = cell.with_weights(&tensors(DType::F32, &golden["final"])).unwrap();
+        cell.bind_dims(&[("batch", vocab)]).unwrap();
+        let mut decoded = vec![vec![]; vocab];
+        let mut token = Tensor::new([vocab, 1], (0..vocab as i64).collect::<Vec<_>>()).unwrap();
+        let mut state = Tensor::zeros(DType::F32, [vocab, hidden]).unwrap();
+        for _ in 0..8 {
+            let feeds = TensorMap::from([("tokens".into(), token), ("hidden".into(), state)]);
+            let mut out = machine.infer(&cell, &feeds);
+            state = out.remove("hidden_next").unwrap();
+            let logits = out["logits"].to_f64_vec().unwrap();
+            let next: Vec<i64> = logits.chunks(vocab).map(|row| limbeck_distill::argmax(row) as i64).collect();
+            decoded.iter_mut().zip(&next).for_each(|(row, &c)| row.push(c as f64));
+            token = Tensor::new([vocab, 1], next).unwrap();
         }
-    })
-    .unwrap()
-}
-
-#[test]
-fn dot_without_difference_is_sgd_on_the_sum() {
-    let run = |update: &Update| {
-        let mut machine = machines().remove(0);
-        let loaded = machine.load(two_losses(update));
-        for i in 0..100 {
-            let mut stream = noise::stream(6, i, "batch");
-            let mut normal = |n: usize| (0..n).map(|_| f64::from(stream.normal() as f32)).collect::<Vec<_>>();
-            let feeds = TensorMap::from([
-                ("x".into(), common::floats(DType::F64, &[B, 3], &normal(B * 3))),
-                ("target".into(), common::floats(DType::F64, &[B, 2], &normal(B * 2))),
-                (
-                    "labels".into(),
-                    Tensor::new([B], (0..B as i64).map(|r| (r + i as i64) % 2).collect::<Vec<_>>()).unwrap(),
-                ),
-            ]);
-            machine.run(&loaded, feeds, 0.05);
-        }
-        [machine.get("student/w1"), machine.get("student/w2")].map(|t| t.to_f64_vec().unwrap()).concat()
-    };
-    let sum = run(&Update::Sum(Sgd { momentum: 0.9, nesterov: false }));
-    let same = run(&Update::Dot(Dot { momentum: 0.9, delta: 0.0, weight_decay: 1e-2 }));
-    let apart = run(&Update::Dot(Dot { momentum: 0.9, delta: 0.075, weight_decay: 1e-2 }));
-    let distance = |other: &[f64]| sum.iter().zip(other).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-    assert!(distance(&same) <= 1e-7, "{:e}", distance(&same));
-    assert!(distance(&apart) > 1e-3, "the difference of momenta has no effect");
-}
-
-#[test]
-fn dot_follows_its_recurrence() {
-    // Losses a w and b w^2 / 2 have the gradients a and b w.
-    let (a, b, start, lr) = ([0.5, -1.0], [2.0, 0.75], [1.0, -0.5], 0.1);
-    let (mu, delta, decay) = (0.9, 0.05, 0.02);
-    for mut machine in machines() {
-        let float = machine.float;
-        let step = build_step("dot", float, |s| {
-            let w = s.state("w", common::floats(float, &[2], &start), StateRole::Parameter)?;
-            let (task, kd) =
-                ((w * s.cx().floats(&[2], &a)).sum(&[]), (w.square() * s.cx().floats(&[2], &b)).sum(&[]) * 0.5);
-            s.loss("loss", task + kd);
-            let (g, k) = (s.cx().grad(task, &[w])?[0], s.cx().grad(kd, &[w])?[0]);
-            let split = Split { name: "w", value: w, task: Some(g), distillation: Some(k) };
-            let dot = Dot { momentum: mu, delta, weight_decay: decay };
-            let next = dot.update(s, &[split], s.scalar("lr", 0.0)?)?;
-            s.update(w, next[0])
-        });
-        let loaded = machine.load(step.unwrap());
-        for _ in 0..2 {
-            machine.run(&loaded, TensorMap::new(), lr);
-        }
-        let expected: Vec<f64> = (0..2)
-            .map(|i| {
-                let w0 = start[i];
-                let (task0, kd0) = (a[i] + decay * w0, b[i] * w0);
-                let w1 = w0 - lr * (task0 + kd0);
-                let (task1, kd1) = (a[i] + decay * w1, b[i] * w1);
-                w1 - lr * ((mu - delta) * task0 + task1 + (mu + delta) * kd0 + kd1)
-            })
-            .collect();
-        machine.check("w", &machine.get("w").to_f64_vec().unwrap(), &serde_json::json!({ "data": expected }));
+        assert_eq!(decoded.concat(), common::numbers(&golden["decoded"]["data"]), "{}", machine.name);
     }
 }

@@ -55,16 +55,15 @@ fn group_options() -> GradOptions {
 pub fn label_step(net: &Net, smoothing: f64, form: Form) -> Result<Step> {
     let step = build_step("labels", DType::F32, |s| {
         let x = s.batch("x", DType::F32, &[BATCH, 1, SIDE, SIDE])?;
-        let y = s.batch("y", DType::I64, &[BATCH])?;
+        let y = s.class_labels("y", &[BATCH], CLASSES)?;
         let w = s.batch("row_weight", DType::F32, &[BATCH])?;
         let params = s.params("student", net, StateRole::Parameter)?;
-        let out = net.apply(s.cx(), &[x], &params, Mode::Training)?;
+        let out = s.apply(net, &[x], &params, &params)?;
         let logits = out.first()?;
         let params_of = [("label_smoothing", smoothing)];
         let taps = [("student_logits", logits), ("labels", y)];
         let loss = objective::find("ce")?.loss(s.cx(), &taps, &params_of, Some(w))?;
         s.loss("loss", loss);
-        s.update_buffers(&params, &out)?;
         let group = Group { params: &params, lr_scale: 1.0, weight_decay: WEIGHT_DECAY };
         s.minimise("", loss, &[group], &AdamW::default(), group_options())
     })?;
@@ -77,11 +76,11 @@ pub fn distil_step(net: &Net, hint: bool, seed: u64, form: Form) -> Result<Step>
     let projector = projector(channels, seed)?;
     let step = build_step("distil", DType::F32, |s| {
         let x = s.batch("x", DType::F32, &[BATCH, 1, SIDE, SIDE])?;
-        let y = s.batch("y", DType::I64, &[BATCH])?;
+        let y = s.class_labels("y", &[BATCH], CLASSES)?;
         let zt = s.batch("teacher_logits", DType::F32, &[BATCH, CLASSES])?;
         let w = s.batch("row_weight", DType::F32, &[BATCH])?;
         let params = s.params("student", net, StateRole::Parameter)?;
-        let out = net.apply(s.cx(), &[x], &params, Mode::Training)?;
+        let out = s.apply(net, &[x], &params, &params)?;
         let zs = out.first()?;
         let ce = objective::find("ce")?.loss(s.cx(), &[("student_logits", zs), ("labels", y)], &[], Some(w))?;
         let kd = objective::find("kd")?.loss(
@@ -105,7 +104,6 @@ pub fn distil_step(net: &Net, hint: bool, seed: u64, form: Form) -> Result<Step>
         }
         s.metric("ce", ce);
         s.metric("kd", kd);
-        s.update_buffers(&params, &out)?;
         let mut groups = vec![Group { params: &params, lr_scale: 1.0, weight_decay: WEIGHT_DECAY }];
         groups.extend(head.as_ref().map(|h| Group { params: h, lr_scale: 1.0, weight_decay: WEIGHT_DECAY }));
         s.minimise("", loss, &groups, &AdamW::default(), group_options())

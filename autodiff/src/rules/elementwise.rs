@@ -6,7 +6,7 @@ use limbeck_graph::Var;
 pub(super) const RULES: &[(&str, RuleFn)] = &[
     ("Add", |r| Ok(vec![Some(r.g()), Some(r.g())])),
     ("Sub", |r| Ok(vec![Some(r.g()), r.wants(1).then(|| -r.g())])),
-    ("Mul", |r| Ok(vec![r.wants(0).then(|| r.g() * r.x(1)), r.wants(1).then(|| r.g() * r.x(0))])),
+    ("Mul", |r| Ok(vec![r.wants(0).then(|| times(r.g(), r.x(1))), r.wants(1).then(|| times(r.g(), r.x(0)))])),
     ("Div", |r| {
         let gx = r.g() / r.x(1);
         Ok(vec![Some(gx), r.wants(1).then(|| -(gx * r.y(0)))])
@@ -53,6 +53,11 @@ pub(super) const RULES: &[(&str, RuleFn)] = &[
 /// The gradient of an op with a single input.
 pub(super) fn one(grad: Var<'_>) -> Result<Grads<'_>, String> {
     Ok(vec![Some(grad)])
+}
+
+/// `g * factor`, where the gradient of a loss in itself, 1, is left out.
+fn times<'c>(g: Var<'c>, factor: Var<'c>) -> Var<'c> {
+    if constant(g) == Some(1.0) && g.shape() == factor.shape() { factor } else { g * factor }
 }
 
 /// The identity of inference; in training the mask would be needed, which the node need not give.
@@ -102,8 +107,11 @@ fn extremum<'c>(r: &Rule<'_, 'c>) -> Result<Grads<'c>, String> {
     Ok(hits.into_iter().map(|hit| Some(share * hit)).collect())
 }
 
-/// Nothing flows at the bounds, as through torch's clamp and ReLU6.
+/// Bounds that are not differentiated are numbers to torch: nothing flows where one is met, as through ReLU6.
 fn clip<'c>(r: &Rule<'_, 'c>) -> Result<Grads<'c>, String> {
+    if r.wants(1) || r.wants(2) {
+        return clip_to_tensors(r);
+    }
     let x = r.x(0);
     let mut inside: Option<Var<'c>> = None;
     let mut and = |b: Var<'c>| inside = Some(inside.map_or(b, |a| a.and(b)));
@@ -117,4 +125,18 @@ fn clip<'c>(r: &Rule<'_, 'c>) -> Result<Grads<'c>, String> {
         None => one(r.g()),
         Some(mask) => one(r.g() * mask.cast(x.dtype())),
     }
+}
+
+/// As torch's clamp to tensors: a bound has the gradient where it is the result, and half of it where the data equal
+/// it, unless they equal both. Where the bounds cross, the upper one is the result.
+fn clip_to_tensors<'c>(r: &Rule<'_, 'c>) -> Result<Grads<'c>, String> {
+    let (x, g) = (r.x(0), r.g());
+    let number = |b: Var<'c>| b.cast(x.dtype());
+    let never = r.cx.scalar_of(0.0, x.dtype());
+    let (below, at_low) = r.opt(1).map_or((never, never), |low| (number(x.less(low)), number(x.equals(low))));
+    let (above, at_high) = r.opt(2).map_or((never, never), |high| (number(x.greater(high)), number(x.equals(high))));
+    let crossed = r.opt(1).zip(r.opt(2)).map_or(never, |(low, high)| number(low.greater(high)));
+    let low = (below + at_low * (1.0 - at_high) * 0.5) * (1.0 - crossed);
+    let high = (above + at_high * (1.0 - at_low) * 0.5) * (1.0 - crossed) + crossed;
+    Ok(vec![r.wants(0).then(|| g * (1.0 - low - high)), r.wants(1).then(|| g * low), r.wants(2).then(|| g * high)])
 }

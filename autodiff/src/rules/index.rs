@@ -19,7 +19,25 @@ pub(super) const RULES: &[(&str, RuleFn)] = &[
         n => Err(format!("batch_dims {n} has no gradient; only 0 has")),
     }),
     ("ScatterND", |r| scatter(r, "GatherND", "ScatterND")),
+    ("OneHot", |r| Ok(vec![None, None, r.wants(2).then(|| hot_and_cold(r))])),
+    // The number of its results depends on the operands, so that they cannot be traced; the end only counts.
+    ("Range", |r| match r.wants(0) || r.wants(2) {
+        true => Err("start and delta have no gradient; write it as start + delta * a constant Range".into()),
+        false => Ok(vec![]),
+    }),
 ];
+
+/// Longest axis that a gradient of padding counts through.
+const LONGEST_PADDED: i128 = 1 << 24;
+
+/// Gradient of OneHot's `values`, `[off, on]`.
+fn hot_and_cold<'c>(r: &Rule<'_, 'c>) -> Var<'c> {
+    let (g, values) = (r.g(), r.x(2));
+    let unit = r.cx.ints(&[0, 1]).cast(values.dtype());
+    let hot = r.cx.op("OneHot", &[r.x(0), r.x(1), unit], &[("axis", r.int("axis", -1).into())]);
+    let on = (g * hot).sum(&[]);
+    (g.sum(&[]) - on).unsqueeze(&[0]).concat(&[on.unsqueeze(&[0])], 0)
+}
 
 fn zeros(like: Var<'_>) -> Var<'_> {
     like.cx().full(0.0, like.dtype(), &like.shape())
@@ -104,16 +122,27 @@ fn pad<'c>(r: &Rule<'_, 'c>) -> Result<Grads<'c>, String> {
     }
     let mut g = r.g();
     for axis in (0..rank).filter(|&a| pads[a] != 0 || pads[rank + a] != 0) {
-        let extent = shape[axis] as i64;
-        let (last, period) = (extent - 1, (2 * (extent - 1)).max(1));
-        let source = |i: i64| match mode {
-            "edge" => Ok(i.clamp(0, last)),
-            "wrap" => Ok(i.rem_euclid(extent)),
-            "reflect" => Ok(i.rem_euclid(period).min(period - i.rem_euclid(period))),
-            other => Err(format!("mode '{other}' has no gradient; constant, edge, reflect and wrap have")),
-        };
-        let from = (-pads[axis]..extent + pads[rank + axis]).map(source).collect::<Result<Vec<_>, _>>()?;
+        let from = padded_from(mode, shape[axis], (pads[axis], pads[rank + axis]))?;
         g = ungather(g, axis, &from, shape[axis]);
     }
     one(g)
+}
+
+/// The elements of an axis that its padded form holds. Negative pads cut first, and the rest is padded.
+fn padded_from(mode: &str, extent: usize, (before, after): (i64, i64)) -> Result<Vec<i64>, String> {
+    let (extent, before, after) = (extent as i128, i128::from(before), i128::from(after));
+    let (first, count) = ((-before).max(0), extent + before + after);
+    let left = extent - first - (-after).max(0);
+    if count > LONGEST_PADDED || (count > 0 && left < 1) {
+        return Err(format!("pads {before} and {after} of {extent} elements, mode '{mode}', have no gradient"));
+    }
+    let (last, period) = (left - 1, (2 * (left - 1)).max(1));
+    let source = |i: i128| match mode {
+        "edge" => Ok(i.clamp(0, last)),
+        "wrap" => Ok(i.rem_euclid(left)),
+        "reflect" => Ok(i.rem_euclid(period).min(period - i.rem_euclid(period))),
+        other => Err(format!("mode '{other}' has no gradient; constant, edge, reflect and wrap have")),
+    };
+    let of = |i: i128| Ok(i64::try_from(first + source(i - before.max(0))?).unwrap_or(0));
+    (0..count).map(of).collect()
 }

@@ -12,7 +12,7 @@ mod reduce;
 mod shape;
 
 use crate::GradError;
-use limbeck_graph::{Cx, LIMBECK, Node, ValueId, Var};
+use limbeck_graph::{Cx, Node, ValueId, Var};
 use std::collections::HashSet;
 
 /// Gradients of the inputs of a node, in input order; `None` where there is none.
@@ -144,8 +144,6 @@ pub const NON_DIFFERENTIABLE: &[&str] = &[
     "Ceil",
     "Round",
     "ConstantOfShape",
-    "OneHot",
-    "Range",
     "EyeLike",
 ];
 
@@ -167,15 +165,13 @@ pub fn has_gradient(node: &Node) -> bool {
     find(node).is_some()
 }
 
-/// Applies the rule of the node; ops of [`NON_DIFFERENTIABLE`] give nothing, unknown ones are an error.
+/// True for the ops of [`NON_DIFFERENTIABLE`].
+pub(crate) fn is_listed_without(node: &Node) -> bool {
+    node.domain_or_default().is_empty() && NON_DIFFERENTIABLE.contains(&node.op.as_str())
+}
+
+/// Applies the rule of the node.
 pub(crate) fn apply<'c>(rule: &Rule<'_, 'c>) -> Result<Grads<'c>, GradError> {
     let error = |reason: String| GradError::NoRule { node: rule.label.to_owned(), op: rule.node.full_op(), reason };
-    let node = rule.node;
-    match find(node) {
-        Some(f) => f(rule).map_err(error),
-        None if node.domain_or_default() != LIMBECK && NON_DIFFERENTIABLE.contains(&node.op.as_str()) => Ok(vec![]),
-        None => Err(error(
-            "no rule is known; freeze what lies before it, stop the gradient there, or remove it from the path".into(),
-        )),
-    }
+    find(rule.node).ok_or_else(|| error("no rule is known".into()))?(rule).map_err(error)
 }

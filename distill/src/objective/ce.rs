@@ -1,6 +1,6 @@
 //! Cross-entropy with the labels.
 
-use super::{Objective, Param, Side, Tap, cross_entropy_rows};
+use super::{Objective, Param, Side, Tap};
 
 /// Cross-entropy with integer labels.
 pub(super) static CE: Objective = Objective {
@@ -22,8 +22,8 @@ pub(super) static CE: Objective = Objective {
     }],
     build: |t| {
         let (z, e) = (t.tap("student_logits")?, t.param("label_smoothing"));
-        let hard = cross_entropy_rows(z, t.tap("labels")?);
+        let hard = t.cross_entropy("student_logits", "labels")?;
         let rows = if e == 0.0 { hard } else { hard * (1.0 - e) - z.log_softmax(-1).mean(&[-1]) * e };
-        Ok(t.batch_mean(rows))
+        t.batch_mean(rows)
     },
 };

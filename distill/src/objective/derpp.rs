@@ -1,6 +1,6 @@
 //! Dark experience replay with labels (DER++).
 
-use super::{Objective, Param, Side, Tap, cross_entropy_rows, mse_rows};
+use super::{Objective, Param, Side, Tap, mse_rows};
 
 /// DER++.
 pub(super) static DERPP: Objective = Objective {
@@ -24,9 +24,9 @@ pub(super) static DERPP: Objective = Objective {
     build: |t| {
         let (replayed, stored) = (t.tap("replay_logits")?, t.tap("stored_logits")?);
         t.same_shape(("replay_logits", replayed), ("stored_logits", stored))?;
-        let now = t.batch_mean(cross_entropy_rows(t.tap("student_logits")?, t.tap("labels")?));
-        let dark = t.batch_mean(mse_rows(replayed, stored));
-        let again = t.batch_mean(cross_entropy_rows(t.tap("second_logits")?, t.tap("second_labels")?));
+        let now = t.batch_mean(t.cross_entropy("student_logits", "labels")?)?;
+        let dark = t.batch_mean(mse_rows(replayed, stored))?;
+        let again = t.batch_mean(t.cross_entropy("second_logits", "second_labels")?)?;
         Ok(now + dark * t.param("alpha") + again * t.param("beta"))
     },
 };

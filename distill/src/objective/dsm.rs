@@ -16,8 +16,8 @@ pub(super) static DSM: Objective = Objective {
     ],
     params: &[],
     build: |t| {
-        let (d, x, w) = (t.tap("denoised")?, t.tap("sample")?, t.tap("weight")?);
+        let (d, x) = (t.tap("denoised")?, t.tap("sample")?);
         t.same_shape(("denoised", d), ("sample", x))?;
-        Ok(t.batch_mean(mse_rows(d, x) * w))
+        t.batch_mean(mse_rows(d, x) * t.number_per_row("weight", ("denoised", d))?)
     },
 };

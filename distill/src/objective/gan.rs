@@ -10,7 +10,7 @@ pub(super) static GENERATOR: Objective = Objective {
     formula: "L = mean_i mean_k softplus(-C(fake)[i,k])",
     taps: &[Tap { name: "fake_score", shape: "[batch, ...], the critic on samples", side: Side::Student }],
     params: &[],
-    build: |t| Ok(t.batch_mean((-t.tap("fake_score")?).softplus().flatten().mean(&[-1]))),
+    build: |t| t.batch_mean((-t.tap("fake_score")?).softplus().flatten().mean(&[-1])),
 };
 
 /// The critic's loss.
@@ -27,6 +27,6 @@ pub(super) static CRITIC: Objective = Objective {
     build: |t| {
         let fake = t.tap("fake_score")?.softplus().flatten().mean(&[-1]);
         let real = (-t.tap("real_score")?).softplus().flatten().mean(&[-1]);
-        Ok(t.batch_mean(fake) + t.batch_mean(real))
+        Ok(t.batch_mean(fake)? + t.batch_mean(real)?)
     },
 };

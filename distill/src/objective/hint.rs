@@ -16,6 +16,6 @@ pub(super) static HINT: Objective = Objective {
     build: |t| {
         let (s, f) = (t.tap("student_feature")?, t.tap("teacher_feature")?);
         t.same_shape(("student_feature", s), ("teacher_feature", f))?;
-        Ok(t.batch_mean(mse_rows(s, f)))
+        t.batch_mean(mse_rows(s, f))
     },
 };

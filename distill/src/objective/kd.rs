@@ -16,6 +16,7 @@ pub(super) static KD: Objective = Objective {
     build: |t| {
         let tau = t.param("temperature");
         let (zs, zt) = (t.tap("student_logits")?, t.tap("teacher_logits")?);
-        Ok(t.batch_mean(kl_rows(zt / tau, zs / tau)) * (tau * tau))
+        t.same_shape(("student_logits", zs), ("teacher_logits", zt))?;
+        Ok(t.batch_mean(kl_rows(zt / tau, zs / tau))? * (tau * tau))
     },
 };

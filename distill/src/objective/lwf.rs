@@ -16,12 +16,13 @@ pub(super) static LWF: Objective = Objective {
     params: &[Param { name: "temperature", default: 2.0, min: 1e-2, max: 1e4, about: "T, softens both distributions" }],
     build: |t| {
         let (zs, zt, tau) = (t.tap("student_logits")?, t.tap("teacher_logits")?, t.param("temperature"));
+        t.same_rows(("student_logits", zs), ("teacher_logits", zt))?;
         let (classes, old) = (zs.dim(-1), zt.dim(-1));
         if old > classes {
             return Err(t.error(format!("teacher_logits has {old} classes, student_logits only {classes}")));
         }
         let ours = if old == classes { zs } else { zs.slice(-1, 0, old) };
         let rows = -((zt / tau).softmax(-1) * (ours / tau).log_softmax(-1)).sum(&[-1]);
-        Ok(t.batch_mean(rows) * (tau * tau))
+        Ok(t.batch_mean(rows)? * (tau * tau))
     },
 };

@@ -1,5 +1,6 @@
-//! Distillation objectives: a file each (both sides of a game share one), listed in one table. An entry names its source, formula, the tensors it
-//! taps and its parameters; `build` writes the formula. Gradients, both engines, checks and the catalogue follow.
+//! Distillation objectives: a file each (both sides of a game share one), listed in one table. An entry names its
+//! source, formula, the tensors it taps and its parameters; `build` writes the formula. Gradients, both engines, checks
+//! and the catalogue follow.
 
 mod ce;
 mod derpp;
@@ -103,6 +104,8 @@ pub struct Terms<'c> {
     taps: BTreeMap<String, Var<'c>>,
     params: BTreeMap<String, f64>,
     row_weight: Option<Var<'c>>,
+    /// The row weights over their sum.
+    row_share: Option<Var<'c>>,
 }
 
 impl<'c> Terms<'c> {
@@ -124,11 +127,53 @@ impl<'c> Terms<'c> {
     }
 
     /// Mean over the batch of one number per row `[batch]`, weighted by the row weights when there are any, so
-    /// that padded rows (weight 0) do not count.
-    pub fn batch_mean(&self, per_row: Var<'c>) -> Var<'c> {
-        match self.row_weight {
-            Some(w) => (per_row * w).sum(&[]) / w.sum(&[]),
-            None => per_row.mean(&[]),
+    /// that padded rows (weight 0) do not count. Any other shape, and another number of rows than of weights, are errors.
+    pub fn batch_mean(&self, per_row: Var<'c>) -> Result<Var<'c>, DistillError> {
+        let shape = per_row.shape();
+        self.cx.check()?;
+        if shape.len() != 1 {
+            return Err(
+                self.error(format!("gives {shape:?} numbers instead of one a row; flatten its taps to [batch, ...]"))
+            );
+        }
+        let Some((w, share)) = self.row_weight.zip(self.row_share) else { return Ok(per_row.mean(&[])) };
+        if w.shape() != shape {
+            return Err(self.error(format!("has {} rows, but the row weight is {:?}", shape[0], w.shape())));
+        }
+        Ok((per_row * share).sum(&[]))
+    }
+
+    /// Cross-entropy of two taps, logits `[batch, classes]` and integer labels `[batch]`, one number per row.
+    pub fn cross_entropy(&self, logits: &str, labels: &str) -> Result<Var<'c>, DistillError> {
+        let (z, y) = (self.tap(logits)?, self.tap(labels)?);
+        let (have, want) = (y.shape(), z.shape());
+        if want.split_last().is_none_or(|(_, rows)| rows != have) {
+            return Err(
+                self.error(format!("'{labels}' is {have:?}, but must be '{logits}' {want:?} without its last axis"))
+            );
+        }
+        if y.dtype().is_float() {
+            return Err(self.error(format!("'{labels}' is {}; labels are integers", y.dtype())));
+        }
+        Ok(cross_entropy_rows(z, y))
+    }
+
+    /// A tap with one number per row of another, `[batch]`.
+    pub fn number_per_row(&self, name: &str, of: (&str, Var<'c>)) -> Result<Var<'c>, DistillError> {
+        let numbers = self.tap(name)?;
+        self.same_rows((name, numbers), of)?;
+        match numbers.rank() {
+            1 => Ok(numbers),
+            _ => Err(self.error(format!("'{name}' is {:?}; it must be [batch]", numbers.shape()))),
+        }
+    }
+
+    /// That two tensors have as many rows.
+    pub fn same_rows(&self, a: (&str, Var<'c>), b: (&str, Var<'c>)) -> Result<(), DistillError> {
+        let (x, y) = (a.1.shape(), b.1.shape());
+        match (x.first(), y.first()) {
+            (Some(m), Some(n)) if m == n => Ok(()),
+            _ => Err(self.error(format!("'{}' is {x:?}, but '{}' is {y:?}; their rows must be the same", a.0, b.0))),
         }
     }
 
@@ -185,7 +230,8 @@ impl Objective {
             values.insert((*name).into(), *value);
         }
         let taps = taps.iter().map(|(n, v)| ((*n).to_owned(), *v)).collect();
-        let loss = (self.build)(&Terms { cx, objective: self, taps, params: values, row_weight })?;
+        let row_share = row_weight.map(|w| w / w.sum(&[]));
+        let loss = (self.build)(&Terms { cx, objective: self, taps, params: values, row_weight, row_share })?;
         cx.check()?;
         Ok(loss)
     }

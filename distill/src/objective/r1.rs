@@ -17,6 +17,6 @@ pub(super) static R1: Objective = Objective {
     build: |t| {
         let (score, input) = (t.tap("real_score")?, t.tap("critic_input")?);
         let slope = t.cx.grad(score.sum(&[]), &[input])?[0];
-        Ok(t.batch_mean(slope.flatten().square().sum(&[-1])) * (0.5 * t.param("gamma")))
+        Ok(t.batch_mean(slope.flatten().square().sum(&[-1]))? * (0.5 * t.param("gamma")))
     },
 };

@@ -3,7 +3,8 @@
 use super::{Objective, Param, Side, Tap, Terms, smooth_l1};
 use limbeck_graph::Var;
 
-/// Squared distances are floored at this before the root, so that duplicates have a finite gradient.
+/// Squared distances are floored at this before the root, so that duplicates have a finite gradient; and so are what
+/// means divide by, so that a batch with one row that counts, which has no relations, has the loss 0.
 const FLOOR: f64 = 1e-12;
 
 /// Relational knowledge distillation.
@@ -23,8 +24,12 @@ pub(super) static RKD: Objective = Objective {
         Param { name: "lambda_a", default: 50.0, min: 0.0, max: 1e6, about: "weight of the angles" },
     ],
     build: |t| {
-        let (ds, cs) = relations(t, t.tap("student_feature")?);
-        let (dt, ct) = relations(t, t.tap("teacher_feature")?);
+        let (s, f) = (t.tap("student_feature")?, t.tap("teacher_feature")?);
+        t.same_rows(("student_feature", s), ("teacher_feature", f))?;
+        if let Some(w) = t.row_weight() {
+            t.same_rows(("student_feature", s), ("row_weight", w))?;
+        }
+        let ((ds, cs), (dt, ct)) = (relations(t, s), relations(t, f));
         let pairs = t.row_weight().map(|w| w.unsqueeze(&[1]) * w);
         let triples = t.row_weight().zip(pairs).map(|(w, p)| p.unsqueeze(&[2]) * w);
         let distance = mean(smooth_l1(ds - dt), pairs);
@@ -44,9 +49,9 @@ fn relations<'c>(t: &Terms<'c>, feature: Var<'c>) -> (Var<'c>, Var<'c>) {
     let distance = length.squeeze(&[-1]) * apart;
     let counted = t.row_weight().map_or(apart, |w| apart * w.unsqueeze(&[1]) * w);
     let direction = difference / length;
-    (distance / mean(distance, Some(counted)), direction.matmul(direction.t()))
+    (distance / mean(distance, Some(counted)).at_least(FLOOR), direction.matmul(direction.t()))
 }
 
 fn mean<'c>(values: Var<'c>, weight: Option<Var<'c>>) -> Var<'c> {
-    weight.map_or_else(|| values.mean(&[]), |w| (values * w).sum(&[]) / w.sum(&[]))
+    weight.map_or_else(|| values.mean(&[]), |w| (values * w).sum(&[]) / w.sum(&[]).at_least(FLOOR))
 }

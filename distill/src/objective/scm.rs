@@ -30,14 +30,14 @@ pub(super) static SCM: Objective = Objective {
         for (name, other) in [("velocity_tangent", df), ("teacher_velocity", ft), ("x_t", x)] {
             t.same_shape(("velocity", f), (name, other))?;
         }
-        let time = per_row(t.tap("t")?, f);
+        let time = per_row(t.number_per_row("t", ("velocity", f))?, f);
         let (cos, sin) = (time.cos(), time.sin());
         let fixed = f.stop_gradient();
         let g = -cos.square() * (fixed - ft) - (cos * sin * x + df) * t.param("warmup");
         let g = g.flatten();
         let g = (g / (g.norm_keep(&[-1], 0.0) + t.param("c"))).stop_gradient();
         let rows = ((f - fixed).flatten() - g).square().mean(&[-1]);
-        Ok(t.batch_mean(rows * t.tap("weight")?))
+        t.batch_mean(rows * t.number_per_row("weight", ("velocity", f))?)
     },
 };
 

@@ -36,10 +36,10 @@ pub(super) static SELF_DISTILL: Objective = Objective {
             _ => kl() * (1.0 - share) + mse_rows(zs, zt) * share,
         };
         if threshold == 0.0 {
-            return Ok(t.batch_mean(rows));
+            return t.batch_mean(rows);
         }
         let confidence = zt.softmax(-1).max_keep(&[-1]).squeeze(&[-1]);
         let sure = confidence.greater_or_equal(t.cx.scalar_of(threshold, zt.dtype())).cast(zt.dtype());
-        Ok(t.batch_mean(rows * sure))
+        t.batch_mean(rows * sure)
     },
 };

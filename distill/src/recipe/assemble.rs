@@ -17,18 +17,10 @@ pub(super) struct Losses<'c> {
     /// Name and value of each term, unweighted.
     pub(super) terms: Vec<(String, Var<'c>)>,
     student: ParamSet<'c>,
-    /// Of the student, then of its other applications.
-    student_outputs: Vec<Outputs<'c>>,
+    /// Of the student's main application.
+    pub(super) outputs: Outputs<'c>,
     average: Option<ParamSet<'c>>,
     projectors: Vec<ParamSet<'c>>,
-}
-
-impl<'c> Losses<'c> {
-    /// A value of the student's main application.
-    pub(super) fn student(&self, name: &str) -> Result<Var<'c>, DistillError> {
-        let first = self.student_outputs.first().ok_or_else(|| DistillError::Net { reason: "no student".into() })?;
-        first.get(name)
-    }
 }
 
 /// What taps may refer to.
@@ -45,6 +37,7 @@ impl Loaded {
     /// A source, tap, parameter or name that does not exist; shapes that do not fit; an op without gradient.
     pub fn step(&self, form: Form) -> Result<Step, DistillError> {
         let mut step = build_step(&self.recipe.name, DType::F32, |s| self.assemble(s))?;
+        step.labels = self.labels();
         step.graph = step.graph.lowered(form)?;
         Ok(step)
     }
@@ -55,9 +48,6 @@ impl Loaded {
         s.loss("loss", losses.total);
         for (name, term) in &losses.terms {
             s.metric(name, *term);
-        }
-        for outputs in &losses.student_outputs {
-            s.update_buffers(&losses.student, outputs)?;
         }
         let sets = self.groups(&losses)?;
         let groups: Vec<Group<'_, '_>> = sets
@@ -80,6 +70,35 @@ impl Loaded {
         }
     }
 
+    /// Fields that a loss takes for class labels, with the number of classes: the last extent of what it compares them
+    /// with.
+    pub(super) fn labels(&self) -> BTreeMap<String, usize> {
+        let mut labels = BTreeMap::new();
+        for loss in &self.recipe.loss {
+            let Ok(objective) = objective::find(&loss.objective) else { continue };
+            for tap in objective.taps.iter().filter(|t| t.name.ends_with("labels")) {
+                let logits = tap.name.replace("labels", "logits");
+                let logits = loss.taps.get(&logits).or_else(|| loss.taps.get("student_logits"));
+                let field = loss.taps.get(tap.name).and_then(|s| s.strip_prefix("data:"));
+                if let (Some(field), Some(classes)) = (field, logits.and_then(|l| self.classes(l))) {
+                    labels.insert(field.to_owned(), classes);
+                }
+            }
+        }
+        labels
+    }
+
+    /// The last extent of a source.
+    fn classes(&self, source: &str) -> Option<usize> {
+        let (net, value) = source.split_once(':')?;
+        let graph = match net {
+            "data" => return self.train.tensors().get(value)?.shape().last().copied(),
+            "teacher" => self.teacher.as_ref().unwrap_or(&self.student).graph(),
+            _ => self.student.graph(),
+        };
+        graph.ty(graph.find(value)?)?.dims.as_ref()?.last()?.known()
+    }
+
     /// The parameter groups: those of the recipe, the other student parameters, the projectors. What is frozen is in none.
     fn groups<'c>(&self, losses: &Losses<'c>) -> Result<Vec<(ParamSet<'c>, f64, f64)>, DistillError> {
         let spec = &self.recipe.train;
@@ -89,18 +108,21 @@ impl Loaded {
             false => Err(self.error(format!("{key} names '{pattern}', but no parameter of the student is called so"))),
         };
         spec.freeze.iter().try_for_each(|pattern| known("train.freeze", pattern))?;
-        let frozen = |name: &str| spec.freeze.iter().any(|p| matches(p, name));
         let group_of =
             |name: &str| self.recipe.group.iter().position(|g| g.parameters.iter().any(|p| matches(p, name)));
         let mut groups = vec![];
         for (i, group) in self.recipe.group.iter().enumerate() {
             group.parameters.iter().try_for_each(|pattern| known("group.parameters", pattern))?;
-            let members = losses.student.filter(|n| !frozen(n) && group_of(n) == Some(i));
+            let members = losses.student.filter(|n| !self.is_frozen(n) && group_of(n) == Some(i));
             groups.push((members, group.lr_scale, group.weight_decay.unwrap_or(spec.weight_decay)));
         }
-        groups.push((losses.student.filter(|n| !frozen(n) && group_of(n).is_none()), 1.0, spec.weight_decay));
+        groups.push((losses.student.filter(|n| !self.is_frozen(n) && group_of(n).is_none()), 1.0, spec.weight_decay));
         groups.extend(losses.projectors.iter().map(|p| (p.clone(), 1.0, spec.weight_decay)));
         Ok(groups)
+    }
+
+    fn is_frozen(&self, parameter: &str) -> bool {
+        self.recipe.train.freeze.iter().any(|pattern| matches(pattern, parameter))
     }
 
     /// Declares inputs and state, applies the nets, and builds the losses.
@@ -111,18 +133,21 @@ impl Loaded {
         let mut sources = Sources { fields: self.fields(s)?, nets: BTreeMap::new(), projected: BTreeMap::new() };
         let model = recipe.student.model.display().to_string();
         let inputs = self.inputs(&model, self.student.graph(), &recipe.student.inputs, &sources.fields)?;
-        sources.nets.insert("student".into(), self.student.apply(s.cx(), &inputs, &student, mode)?);
+        let trained = student.filter(|name| !self.is_frozen(name));
+        let apply = |net: &Net, inputs: &[Var<'c>], params: &ParamSet<'c>, trained: &ParamSet<'c>| match mode {
+            Mode::Training => s.apply(net, inputs, params, trained),
+            Mode::Inference => net.apply(s.cx(), inputs, params, mode),
+        };
+        sources.nets.insert("student".into(), apply(&self.student, &inputs, &student, &trained)?);
         for (name, spec) in &recipe.apply {
             let inputs = self.inputs(&format!("apply.{name}"), self.student.graph(), &spec.inputs, &sources.fields)?;
-            sources.nets.insert(name.clone(), self.student.apply(s.cx(), &inputs, &student, mode)?);
+            sources.nets.insert(name.clone(), apply(&self.student, &inputs, &student, &trained)?);
         }
         let average = self.teacher(s, &mut sources)?;
-        let projectors = self.projectors(s, &mut sources, mode)?;
+        let projectors = self.projectors(s, &mut sources)?;
         let (total, terms) = self.terms(s, &sources, row_weight)?;
-        let main = sources.nets.remove("student");
-        sources.nets.remove("teacher");
-        let student_outputs = main.into_iter().chain(sources.nets.into_values()).collect();
-        Ok(Losses { total, terms, student, student_outputs, average, projectors })
+        let outputs = sources.nets.remove("student").ok_or_else(|| self.error("there is no student"))?;
+        Ok(Losses { total, terms, student, outputs, average, projectors })
     }
 
     /// A batch input for each field that something uses.
@@ -167,7 +192,6 @@ impl Loaded {
         &self,
         s: &StepBuilder<'c>,
         sources: &mut Sources<'c>,
-        mode: Mode,
     ) -> Result<Vec<ParamSet<'c>>, DistillError> {
         let mut sets = vec![];
         for (name, spec) in &self.recipe.projector {
@@ -175,7 +199,7 @@ impl Loaded {
             let net = projector(input, spec.channels, self.recipe.seed)
                 .map_err(|e| self.error(format!("projector.{name}: {e}")))?;
             let params = s.params(&format!("projector.{name}"), &net, StateRole::Parameter)?;
-            sources.projected.insert(name.clone(), net.apply(s.cx(), &[input], &params, mode)?.first()?);
+            sources.projected.insert(name.clone(), net.apply(s.cx(), &[input], &params, Mode::Inference)?.first()?);
             sets.push(params);
         }
         Ok(sets)

@@ -1,9 +1,9 @@
 //! Scoring a student on a recipe's validation data while it is trained.
 
 use super::Loaded;
-use crate::data::{Arrays, Dataset};
+use crate::data::{Arrays, Dataset, check_labels};
 use crate::step::build_step;
-use crate::{DistillError, Mode, argmax};
+use crate::{DistillError, Mode, accuracy};
 use limbeck_graph::Form;
 use limbeck_runtime::{CompileOptions, Engine, Program, StateStore};
 use limbeck_tensor::{DType, Tensor};
@@ -44,6 +44,9 @@ impl Loaded {
         options: &CompileOptions,
     ) -> Result<Option<Evaluator<'_>>, DistillError> {
         let Some(data) = &self.validation else { return Ok(None) };
+        for (field, classes) in self.labels() {
+            check_labels(&field, data.get(&field)?, classes)?;
+        }
         let labelled = self.recipe.loss.iter().find_map(|l| {
             let (labels, logits) = (l.taps.get("labels")?, l.taps.get("student_logits")?);
             Some((labels.strip_prefix("data:")?.to_owned(), logits.strip_prefix("student:")?.to_owned()))
@@ -52,7 +55,7 @@ impl Loaded {
             let losses = self.losses(s, Mode::Inference)?;
             s.loss("loss", losses.total);
             if let Some((_, logits)) = &labelled {
-                s.metric(LOGITS, losses.student(logits)?.identity());
+                s.metric(LOGITS, losses.outputs.get(logits)?.identity());
             }
             Ok(())
         })?;
@@ -69,7 +72,7 @@ impl Evaluator<'_> {
         let total = self.data.len();
         // Programs may only change a store of their own; this one changes nothing.
         let mut store = store.snapshot();
-        let (mut loss, mut hits) = (0.0, 0usize);
+        let (mut loss, mut hits) = (0.0, 0.0);
         for start in (0..total).step_by(batch) {
             let real = batch.min(total - start);
             let indices: Vec<usize> = (start..start + batch).map(|i| i.min(total - 1)).collect();
@@ -87,13 +90,11 @@ impl Evaluator<'_> {
             let number = outputs.get("loss").map(Tensor::to_f64_vec).transpose()?.and_then(|v| v.first().copied());
             loss += number.unwrap_or(f64::NAN) * real as f64;
             if let (Some(logits), Some(field)) = (outputs.get(LOGITS), &self.labels) {
-                let classes = logits.shape().last().copied().unwrap_or(1).max(1);
-                let labels = self.data.get(field)?.rows(start..start + real)?.to_i64_vec()?;
-                let logits = logits.to_f64_vec()?;
-                hits += logits.chunks(classes).zip(&labels).filter(|(row, y)| argmax(row) as i64 == **y).count();
+                let labels = self.data.get(field)?.rows(start..start + real)?;
+                hits += accuracy(&logits.rows(0..real)?, &labels)? * real as f64;
             }
         }
-        let accuracy = self.labels.as_ref().map(|_| hits as f64 / total as f64);
+        let accuracy = self.labels.as_ref().map(|_| hits / total as f64);
         Ok(Score { loss: loss / total as f64, accuracy })
     }
 }

@@ -1,14 +1,14 @@
 //! What runs train steps in tests: the reference evaluator and every engine, with a store.
 
 use limbeck_distill::Step;
-use limbeck_graph::Form;
-use limbeck_runtime::{CompileOptions, Engine, Program, StateStore};
+use limbeck_graph::{Form, Graph};
+use limbeck_runtime::{CompileOptions, Engine, Model, Program, StateStore};
 use limbeck_tensor::{DType, Tensor, TensorMap};
 use serde_json::Value;
 
 /// What runs steps: the reference evaluator or an engine, with one store for all steps.
 pub(crate) struct Machine {
-    name: String,
+    pub(crate) name: String,
     pub(crate) float: DType,
     tolerance: f64,
     engine: Option<(&'static dyn Engine, StateStore)>,
@@ -21,8 +21,13 @@ pub(crate) struct Loaded {
     program: Option<Box<dyn Program>>,
 }
 
-/// The reference in float64 and float32, and every engine.
+/// The reference in float64 and float32, and every engine; float32 agrees with torch's float64 within 1e-5.
 pub(crate) fn machines() -> Vec<Machine> {
+    machines_within(1e-5)
+}
+
+/// The same with another tolerance in float32.
+pub(crate) fn machines_within(single: f64) -> Vec<Machine> {
     let reference = |float: DType, tolerance| Machine {
         name: format!("reference {float}"),
         float,
@@ -30,11 +35,11 @@ pub(crate) fn machines() -> Vec<Machine> {
         engine: None,
         values: TensorMap::new(),
     };
-    let mut all = vec![reference(DType::F64, 1e-9), reference(DType::F32, 1e-4)];
+    let mut all = vec![reference(DType::F64, 1e-9), reference(DType::F32, single)];
     all.extend(limbeck_runtime::engines().into_iter().map(|e| Machine {
         name: e.name().into(),
         engine: Some((e, e.new_store())),
-        ..reference(DType::F32, 1e-4)
+        ..reference(DType::F32, single)
     }));
     all
 }
@@ -86,6 +91,16 @@ impl Machine {
             }
         };
         out[&manifest.losses[0]].to_f64_vec().unwrap()[0]
+    }
+
+    /// Outputs of a graph without state.
+    pub(crate) fn infer(&self, graph: &Graph, feeds: &TensorMap) -> TensorMap {
+        let Some((engine, _)) = &self.engine else { return graph.evaluate(feeds).unwrap() };
+        let bytes = graph.lowered(Form::Portable).and_then(|g| g.to_bytes()).unwrap();
+        let options = CompileOptions { threads: 1, ..CompileOptions::default() };
+        let program = engine.compile(&Model::new(bytes), &options).unwrap_or_else(|e| panic!("{}: {e}", self.name));
+        let feeds: Vec<(&str, &Tensor)> = feeds.iter().map(|(k, v)| (k.as_str(), v)).collect();
+        program.infer(&feeds).unwrap_or_else(|e| panic!("{}: {e}", self.name))
     }
 
     /// A value of the store.

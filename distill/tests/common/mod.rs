@@ -1,7 +1,9 @@
 //! Golden files of `tests/golden/objectives`, from JSON to tensors, and what runs steps.
 #![allow(dead_code)] // each test file uses its part
 
+pub(crate) mod fit;
 pub(crate) mod machine;
+pub(crate) mod nets;
 
 use limbeck_tensor::{DType, Tensor, TensorMap};
 use serde_json::Value;

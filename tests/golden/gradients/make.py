@@ -45,9 +45,28 @@ def operand(spec, rng):
 
 
 def clip(a, x, low=None, high=None):
-    # With numbers: torch treats bounds that are tensors as operands, which share the gradient where they are met.
-    low, high = (None if bound is None else bound.item() for bound in (low, high))
+    # Constant bounds are numbers: torch treats bounds that are tensors as operands, which share the gradient where they
+    # are met.
+    low, high = (b.item() if b is not None and not b.requires_grad else b for b in (low, high))
     return x.clone() if low is None and high is None else x.clamp(low, high)
+
+
+def prelu(a, x, s):
+    return F.prelu(x, s) if s.numel() == 1 else torch.where(x > 0, x, x * s)
+
+
+def hard_sigmoid(a, x):
+    if a.get("alpha") == F32(0.16666667):
+        return F.hardsigmoid(x)
+    return (a.get("alpha", 0.2) * x + a.get("beta", 0.5)).clamp(0, 1)
+
+
+def one_hot(a, index, depth, values):
+    """Indices out of range are nowhere hot."""
+    classes = torch.arange(depth.item())
+    wrapped = torch.where(index < 0, index + depth, index)
+    hot = (wrapped[..., None] == classes).movedim(-1, a.get("axis", -1))
+    return torch.where(hot, values[1], values[0])
 
 
 # Windows
@@ -145,7 +164,9 @@ def pad(a, x, pads, value=None, axes=None):
     for i, axis in enumerate(axes):
         before, after = pads[i].item(), pads[len(axes) + i].item()
         if mode:
-            x = along(x, axis, np.pad(np.arange(x.shape[axis]), (before, after), mode))
+            # Negative amounts cut first.
+            kept = np.arange(x.shape[axis])[max(-before, 0) : x.shape[axis] - max(-after, 0)]
+            x = along(x, axis, np.pad(kept, (max(before, 0), max(after, 0)), mode))
             continue
         x = x.narrow(axis, max(-before, 0), x.shape[axis] - max(-before, 0) - max(-after, 0))
         fill = torch.zeros(()) if value is None else value
@@ -298,9 +319,9 @@ REFERENCES = {
     "Dropout": lambda a, x, *_: F.dropout(x, training=False),
     "Relu": unary(F.relu),
     "LeakyRelu": lambda a, x: F.leaky_relu(x, a.get("alpha", 0.01)),
-    "PRelu": lambda a, x, s: torch.where(x > 0, x, x * s),
+    "PRelu": prelu,
     "ThresholdedRelu": lambda a, x: F.threshold(x, a.get("alpha", 1.0), 0.0),
-    "HardSigmoid": lambda a, x: (a.get("alpha", 0.2) * x + a.get("beta", 0.5)).clamp(0, 1),
+    "HardSigmoid": hard_sigmoid,
     "HardSwish": unary(F.hardswish),
     "Swish": lambda a, x: x * torch.sigmoid(a.get("alpha", 1.0) * x),
     "Gelu": lambda a, x: F.gelu(x, approximate=a.get("approximate", "none")),
@@ -367,6 +388,7 @@ REFERENCES = {
     "ScatterElements": scatter_elements,
     "GatherND": lambda a, x, index: x[tuple(index.unbind(-1))],
     "ScatterND": scatter_nd,
+    "OneHot": one_hot,
     "Slice": slice_,
     "Pad": pad,
     "QuantizeLinear": fake_quantize,

@@ -189,7 +189,63 @@ def gru():
     return {**out, "decoded": dump(torch.cat(decoded, 1))}
 
 
+def optimisers():
+    """The final weights of one net after the same batches under each optimiser.
+
+    layer0 learns at half the rate. Matrices decay, biases do not; DOT decays both.
+    """
+    rng = np.random.default_rng(15)
+    first = perceptron(rng, 3, 6, 2)
+    feeds = [
+        {"x": grid(rng, [B, 3]), "labels": torch.tensor(rng.integers(0, 2, [B])), "teacher_logits": grid(rng, [B, 2])}
+        for _ in range(6)
+    ]
+
+    def losses(weights, feed):
+        logits = apply(weights, feed["x"])
+        kd = 16 * F.kl_div((logits / 4).log_softmax(1), (feed["teacher_logits"] / 4).softmax(1), reduction="batchmean")
+        return F.cross_entropy(logits, feed["labels"]), kd
+
+    def groups(weights, lr, decay):
+        scale = lambda name: 0.5 if name.startswith("layer0") else 1.0
+        return [
+            {"params": [w], "lr": lr * scale(name), "weight_decay": decay if w.dim() > 1 else 0.0}
+            for name, w in weights.items()
+        ]
+
+    def dot(weights):
+        # Two optimisers on one set of weights; both gradients are taken before either moves them.
+        options = {"lr": 0.05, "nesterov": False}
+        return (
+            torch.optim.SGD(weights.values(), momentum=0.9 - 0.05, weight_decay=0.01, **options),
+            torch.optim.SGD(weights.values(), momentum=0.9 + 0.05, **options),
+        )
+
+    sgd = lambda nesterov: lambda w: (torch.optim.SGD(groups(w, 0.1, 0.1), momentum=0.9, nesterov=nesterov),)
+    made = {
+        "sgd": sgd(False),
+        "nesterov": sgd(True),
+        "adamw": lambda w: (torch.optim.AdamW(groups(w, 0.02, 0.1)),),
+        "dot": dot,
+    }
+    final = {}
+    for name, make in made.items():
+        weights = {k: v.detach().clone().requires_grad_() for k, v in first.items()}
+        optims = make(weights)
+        for feed in feeds:
+            task, kd = losses(weights, feed)
+            # One optimiser follows the sum, two follow a loss each.
+            each = (task + kd,) if len(optims) == 1 else (task, kd)
+            grads = [torch.autograd.grad(loss, list(weights.values()), retain_graph=True) for loss in each]
+            for optim, of in zip(optims, grads):
+                for weight, grad in zip(weights.values(), of):
+                    weight.grad = grad
+                optim.step()
+        final[name] = dumped(weights)
+    return {"first": dumped(first), "feeds": [dumped(feed) for feed in feeds], "final": final}
+
+
 if __name__ == "__main__":
-    probes = {"dmd": dmd(), "r1": r1(), "scm": scm(), "gru": gru()}
+    probes = {"dmd": dmd(), "r1": r1(), "scm": scm(), "gru": gru(), "optimisers": optimisers()}
     lines = ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in probes.items())
     (HERE / "probes.json").write_text(f"{{\n{lines}\n}}\n")

@@ -1,8 +1,11 @@
 //! Train-step assembly: from nets, losses and an optimiser to one ONNX graph and its manifest.
 
-use crate::optim::{Optimiser, Trained};
-use crate::{DistillError, Net, Outputs, ParamSet};
-use limbeck_autodiff::Differentiate;
+mod minimise;
+mod seal;
+
+pub use minimise::{GradOptions, Group};
+
+use crate::{DistillError, Net, Outputs, ParamSet, Training};
 use limbeck_graph::{Cx, Graph, ValueId, Var};
 use limbeck_runtime::{Distribution, Model, NoiseEntry, ScalarEntry, StateEntry, StateRole, StepManifest, TensorEntry};
 use limbeck_tensor::{Bytes, DType, Tensor, TensorMap};
@@ -18,6 +21,8 @@ pub struct Step {
     pub manifest: StepManifest,
     /// Values to put into the store before the first run, by name.
     pub initial: TensorMap,
+    /// Batch inputs that hold class labels, with the number of classes.
+    pub labels: BTreeMap<String, usize>,
 }
 
 impl Step {
@@ -42,26 +47,6 @@ impl Step {
     }
 }
 
-/// A set of parameters that is trained alike.
-pub struct Group<'s, 'c> {
-    /// The parameters.
-    pub params: &'s ParamSet<'c>,
-    /// Factor on the learning rate.
-    pub lr_scale: f64,
-    /// Weight decay of weights with rank 2 or more; biases and normalisation have none.
-    pub weight_decay: f64,
-}
-
-/// What happens between gradients and the optimiser.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct GradOptions {
-    /// Largest global L2 norm of the gradients of one optimiser call.
-    pub clip_norm: Option<f64>,
-    /// Sum gradients over several runs; the update happens when the scalar `apply` is 1, with the sum divided by
-    /// the scalar `accumulated`.
-    pub accumulate: bool,
-}
-
 #[derive(Default)]
 struct Parts<'c> {
     state: Vec<StateEntry>,
@@ -73,11 +58,26 @@ struct Parts<'c> {
     noise: Vec<NoiseEntry>,
     losses: Vec<(String, Var<'c>)>,
     metrics: Vec<(String, Var<'c>)>,
+    labels: BTreeMap<String, usize>,
     /// Bool scalars that must all hold for any state to change.
-    gates: Vec<Var<'c>>,
-    /// Per state, an additional condition (gradient accumulation).
-    conditions: HashMap<usize, Var<'c>>,
+    gates: BTreeMap<ValueId, Var<'c>>,
+    /// Per state, what else its update depends on (gradient accumulation).
+    conditions: HashMap<usize, Condition<'c>>,
+    /// State, what it follows, and its decay.
+    averages: Vec<(Var<'c>, Var<'c>, Var<'c>)>,
 }
+
+/// When state takes its update.
+#[derive(Clone, Copy)]
+enum Condition<'c> {
+    /// When this bool holds, too.
+    When(Var<'c>),
+    /// Always, but it becomes zero when this bool holds, even in a run that changes nothing else.
+    ZeroWhen(Var<'c>),
+}
+
+/// The batch input that weighs rows.
+const ROW_WEIGHT: &str = "row_weight";
 
 /// A step under construction.
 pub struct StepBuilder<'c> {
@@ -88,21 +88,21 @@ pub struct StepBuilder<'c> {
 
 /// Assembles a step: `f` declares inputs and state, builds losses and calls the optimiser.
 ///
-/// Every state update is guarded: when the loss or a gradient is not finite, the run changes no state, and the
-/// metric `finite` is 0.
+/// Every state update is guarded: when a reported loss, a gradient, or the new value of a parameter or buffer is not
+/// finite, the run changes no state, and the metric `finite` is 0.
 pub fn build_step(
     name: &str,
     float: DType,
     f: impl for<'c> FnOnce(&StepBuilder<'c>) -> Result<(), DistillError>,
 ) -> Result<Step, DistillError> {
     let cx = Cx::new(name, float);
-    let (manifest, initial) = {
+    let (manifest, initial, labels) = {
         let builder = StepBuilder { cx: &cx, name: name.into(), parts: RefCell::default() };
         f(&builder)?;
         builder.seal()?
     };
     let graph = cx.finish()?;
-    Ok(Step { graph, manifest, initial })
+    Ok(Step { graph, manifest, initial, labels })
 }
 
 impl<'c> StepBuilder<'c> {
@@ -122,11 +122,27 @@ impl<'c> StepBuilder<'c> {
         Ok(self.cx.input(name, dtype, shape))
     }
 
-    /// A tensor fed at every run.
+    /// A tensor fed at every run. The one called `row_weight` `[batch]`, a float, weighs the rows: with it the trainer
+    /// tells samples from what only fills up the last batch, and accumulation weighs one run against another.
     pub fn batch(&self, name: &str, dtype: DType, shape: &[usize]) -> Result<Var<'c>, DistillError> {
+        if name == ROW_WEIGHT && (!dtype.is_float() || shape.len() != 1) {
+            return Err(self.error(format!("'{ROW_WEIGHT}' must be floats [batch], not {dtype}{shape:?}")));
+        }
         let entry = TensorEntry { name: name.into(), dtype: dtype.name().into(), shape: shape.into() };
         self.parts.borrow_mut().batch.push(entry);
         self.declare(name, dtype, shape)
+    }
+
+    /// Class labels fed at every run, int64 in `0..classes`; the trainer refuses others by field, sample and value.
+    pub fn class_labels(&self, name: &str, shape: &[usize], classes: usize) -> Result<Var<'c>, DistillError> {
+        self.parts.borrow_mut().labels.insert(name.into(), classes);
+        self.batch(name, DType::I64, shape)
+    }
+
+    /// The batch input `row_weight`, when it is declared.
+    pub fn row_weight(&self) -> Option<Var<'c>> {
+        let declared = self.parts.borrow().batch.iter().any(|e| e.name == ROW_WEIGHT);
+        declared.then(|| self.cx.named(ROW_WEIGHT))
     }
 
     /// A number fed at every run; asking again for a name gives the same input.
@@ -201,22 +217,51 @@ impl<'c> StepBuilder<'c> {
         Ok(ParamSet::new(set, vars))
     }
 
-    /// Threads the running statistics that an application in training mode produced back into `params`.
+    /// Instantiates a net for training: rows count by the input `row_weight` where it is declared (also in batch
+    /// statistics), Dropout gets noise inputs, and running statistics that are state of role Buffer move on.
+    /// A BatchNormalization whose scale and bias are both left out of `trained` runs as in inference.
+    pub fn apply(
+        &self,
+        net: &Net,
+        inputs: &[Var<'c>],
+        params: &ParamSet<'c>,
+        trained: &ParamSet<'c>,
+    ) -> Result<Outputs<'c>, DistillError> {
+        let noise = |name: &str, shape: &[usize]| self.noise(name, shape, Distribution::Uniform);
+        let training = Training { row_weight: self.row_weight(), trained: Some(trained), noise: Some(&noise) };
+        let outputs = net.apply_training(self.cx, inputs, params, &training)?;
+        let kept = |name: &str| params.get(name).is_some_and(|v| self.role_of(v) == Some(StateRole::Buffer));
+        if outputs.statistics.iter().any(|s| kept(&s.buffer)) {
+            self.update_buffers(params, &outputs)?;
+        }
+        Ok(outputs)
+    }
+
+    /// Lets the statistics of an application in training mode move the running ones of `params`. Further applications of
+    /// the same set move them further, in the order of these calls.
     pub fn update_buffers(&self, params: &ParamSet<'c>, outputs: &Outputs<'c>) -> Result<(), DistillError> {
-        for (name, next) in &outputs.buffers {
-            let state = params.get(name).ok_or_else(|| self.error(format!("no buffer '{name}'")))?;
-            self.update(state, next.stop_gradient())?;
+        for s in &outputs.statistics {
+            let state = params.get(&s.buffer).ok_or_else(|| self.error(format!("no buffer '{}'", s.buffer)))?;
+            let now = self.pending(state).unwrap_or(state);
+            self.update(state, now * s.momentum + s.value.stop_gradient() * (1.0 - s.momentum))?;
         }
         Ok(())
     }
 
-    /// Lets `average` follow `params`: `a ← d a + (1 − d) θ`, with θ after this run's update.
+    /// The update that a state has so far.
+    fn pending(&self, state: Var<'c>) -> Option<Var<'c>> {
+        let parts = self.parts.borrow();
+        parts.updates.get(parts.ids.get(&state.id())?).copied()
+    }
+
+    /// Lets `average` follow `params`: `a ← d a + (1 − d) θ` at every run, with the θ that the store holds after it.
     pub fn average(&self, average: &ParamSet<'c>, params: &ParamSet<'c>, decay: Var<'c>) -> Result<(), DistillError> {
         for (name, a) in average.iter() {
             let p = params.get(name).ok_or_else(|| self.error(format!("nothing to average into '{name}'")))?;
-            let now = self.parts.borrow().ids.get(&p.id()).and_then(|i| self.parts.borrow().updates.get(i).copied());
-            let now = now.unwrap_or(p);
-            self.update(a, a * decay + now * (1.0 - decay))?;
+            if self.role_of(a).is_none() {
+                return Err(self.error(format!("'{}' is not state of this step", a.name())));
+            }
+            self.parts.borrow_mut().averages.push((a, p, decay));
         }
         Ok(())
     }
@@ -231,162 +276,20 @@ impl<'c> StepBuilder<'c> {
         self.parts.borrow_mut().metrics.push((name.into(), value));
     }
 
-    /// Differentiates `loss` with respect to the groups' parameters and lets `optimiser` update them.
-    /// `label` tells the optimiser calls of one step apart; the learning rate is the scalar input `lr`
-    /// (`lr_LABEL` when the label is not empty).
-    pub fn minimise(
-        &self,
-        label: &str,
-        loss: Var<'c>,
-        groups: &[Group<'_, 'c>],
-        optimiser: &dyn Optimiser,
-        options: GradOptions,
-    ) -> Result<(), DistillError> {
-        let suffix = if label.is_empty() { String::new() } else { format!("_{label}") };
-        let mut targets: Vec<(String, Var<'c>, f64, f64)> = vec![];
-        for group in groups {
-            for (name, var) in group.params.iter() {
-                if self.role_of(var) != Some(StateRole::Parameter) {
-                    continue;
-                }
-                let decay = if var.rank() >= 2 { group.weight_decay } else { 0.0 };
-                targets.push((format!("{}/{name}", group.params.name), var, group.lr_scale, decay));
-            }
-        }
-        if targets.is_empty() {
-            return Err(self.error("no group holds a trainable parameter"));
-        }
-        let wrt: Vec<Var<'c>> = targets.iter().map(|t| t.1).collect();
-        let mut grads = self.cx.grad(loss, &wrt)?;
-        let lr = self.scalar(&format!("lr{suffix}"), 0.0)?;
-        let mut when = None;
-        if options.accumulate {
-            (grads, when) = self.accumulated(&suffix, &targets, grads)?;
-        }
-        let norm = grads.iter().map(|g| g.square().sum(&[])).reduce(|a, b| a + b).map(Var::sqrt);
-        if let Some(norm) = norm {
-            self.metric(&format!("grad_norm{suffix}"), norm);
-            self.require_finite(norm);
-            if let Some(limit) = options.clip_norm {
-                let factor = (limit / (norm + 1e-6)).at_most(1.0);
-                grads = grads.into_iter().map(|g| g * factor).collect();
-            }
-        }
-        self.require_finite(loss);
-        let before = self.parts.borrow().state.len();
-        let trained: Vec<Trained<'c, '_>> = targets
-            .iter()
-            .zip(&grads)
-            .map(|((name, value, lr_scale, weight_decay), grad)| Trained {
-                name,
-                value: *value,
-                grad: *grad,
-                lr_scale: *lr_scale,
-                weight_decay: *weight_decay,
-            })
-            .collect();
-        let next = optimiser.update(self, &trained, lr)?;
-        for (p, next) in trained.iter().zip(next) {
-            self.update(p.value, next)?;
-        }
-        if let Some(when) = when {
-            let mut parts = self.parts.borrow_mut();
-            let after = parts.state.len();
-            let own: Vec<usize> =
-                (before..after).chain(wrt.iter().filter_map(|v| parts.ids.get(&v.id()).copied())).collect();
-            parts.conditions.extend(own.into_iter().map(|i| (i, when)));
-        }
-        self.cx.check()?;
-        Ok(())
-    }
-
-    /// Sums of gradients kept in the store; emptied when `apply` is 1.
-    #[allow(clippy::type_complexity)]
-    fn accumulated(
-        &self,
-        suffix: &str,
-        targets: &[(String, Var<'c>, f64, f64)],
-        grads: Vec<Var<'c>>,
-    ) -> Result<(Vec<Var<'c>>, Option<Var<'c>>), DistillError> {
-        let apply = self.scalar(&format!("apply{suffix}"), 1.0)?;
-        let count = self.scalar(&format!("accumulated{suffix}"), 1.0)?;
-        let keep = 1.0 - apply;
-        let mut sums = vec![];
-        for ((name, var, ..), grad) in targets.iter().zip(grads) {
-            let sum = self.zeros(&format!("{name}.accumulated"), *var, StateRole::Optimiser)?;
-            let total = sum + grad;
-            self.update(sum, total * keep)?;
-            sums.push(total / count);
-        }
-        Ok((sums, Some(apply.greater(self.cx.scalar(0.5)))))
-    }
-
-    /// Makes every state update depend on `value` being finite.
+    /// Makes every state update depend on the scalar `value` being finite.
     pub fn require_finite(&self, value: Var<'c>) {
+        if self.parts.borrow().gates.contains_key(&value.id()) {
+            return;
+        }
         // x - x is 0 for finite x and NaN otherwise.
         let zero = self.cx.scalar_of(0.0, value.dtype());
         let finite = self.cx.op("Sub", &[value, value], &[]).equals(zero);
-        self.parts.borrow_mut().gates.push(finite.reshape(&[]));
+        self.parts.borrow_mut().gates.insert(value.id(), finite.reshape(&[]));
     }
 
     /// Role of a state value.
     pub fn role_of(&self, var: Var<'c>) -> Option<StateRole> {
         let parts = self.parts.borrow();
         parts.ids.get(&var.id()).map(|&i| parts.state[i].role)
-    }
-
-    fn seal(self) -> Result<(StepManifest, TensorMap), DistillError> {
-        let mut parts = self.parts.take();
-        let cx = self.cx;
-        if parts.losses.is_empty() && parts.updates.is_empty() && parts.metrics.is_empty() {
-            return Err(self.error("reports no loss and updates no state"));
-        }
-        let gate = parts.gates.iter().copied().reduce(|a, b| a.and(b));
-        let mut losses = vec![];
-        for (name, var) in &parts.losses {
-            cx.output(name, *var);
-            losses.push(name.clone());
-        }
-        let mut metrics = vec![];
-        for (name, var) in &parts.metrics {
-            cx.output(name, *var);
-            metrics.push(name.clone());
-        }
-        if let Some(gate) = gate {
-            cx.output("finite", gate.cast(cx.float()));
-            metrics.push("finite".into());
-        }
-        for (index, next) in &parts.updates {
-            let entry = &mut parts.state[*index];
-            let old = cx.named(&entry.name);
-            if next.shape() != old.shape() || next.dtype() != old.dtype() {
-                return Err(self.error(format!(
-                    "the update of '{}' is {}{:?}, but the state is {}{:?}",
-                    entry.name,
-                    next.dtype(),
-                    next.shape(),
-                    old.dtype(),
-                    old.shape()
-                )));
-            }
-            let condition = match (gate, parts.conditions.get(index)) {
-                (Some(a), Some(b)) => Some(a.and(*b)),
-                (a, b) => a.or(b.copied()),
-            };
-            let guarded = condition.map_or(*next, |c| c.select(*next, old));
-            entry.output = format!("{}.next", entry.name);
-            cx.output(&entry.output, guarded);
-        }
-        cx.check()?;
-        let manifest = StepManifest {
-            name: self.name,
-            state: parts.state,
-            batch: parts.batch,
-            scalars: parts.scalars,
-            noise: parts.noise,
-            losses,
-            metrics,
-        };
-        Ok((manifest, parts.initial))
     }
 }

@@ -1,0 +1,240 @@
+//! Instantiating a net: inference and training, where BatchNormalization takes the batch's statistics and Dropout drops.
+
+use super::{Net, ParamSet};
+use crate::DistillError;
+use limbeck_autodiff::{batch_norm, compose, dropout, momentum};
+use limbeck_graph::{Attr, Cx, Node, ValueId, Var};
+use limbeck_tensor::DType;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
+
+/// How a net is instantiated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Normalisation by running statistics, no Dropout, whatever the file says.
+    Inference,
+    /// Normalisation by the batch's statistics over all rows; a net with Dropout is refused. See [`Training`].
+    Training,
+}
+
+/// Gives the uniform noise (0..1) of a Dropout node: from a name, unique in the construction, and a shape.
+pub type Noise<'a, 'c> = dyn Fn(&str, &[usize]) -> Result<Var<'c>, DistillError> + 'a;
+
+/// What training takes beside inputs and weights.
+#[derive(Clone, Copy, Default)]
+pub struct Training<'a, 'c> {
+    /// Weight of each row `[batch]` in the statistics of BatchNormalization: rows of weight 0 leave no trace. None: all
+    /// rows count alike, those that fill up a batch too.
+    pub row_weight: Option<Var<'c>>,
+    /// The weights that are trained. A BatchNormalization whose scale and bias are both left out runs as in inference and
+    /// its running statistics stay. None: all are trained.
+    pub trained: Option<&'a ParamSet<'c>>,
+    /// Noise for Dropout, which is refused without.
+    pub noise: Option<&'a Noise<'a, 'c>>,
+}
+
+/// Statistics of a batch that move running statistics.
+#[derive(Clone)]
+pub struct Statistic<'c> {
+    /// The buffer, by the net's name.
+    pub buffer: String,
+    /// The batch's mean or variance `[channels]`.
+    pub value: Var<'c>,
+    /// Share of the former value that the buffer keeps.
+    pub momentum: f64,
+}
+
+/// What an application of a net gives.
+pub struct Outputs<'c> {
+    values: BTreeMap<String, Var<'c>>,
+    outputs: Vec<String>,
+    /// What moves the running statistics, in the order of execution; see [`crate::StepBuilder::update_buffers`].
+    pub statistics: Vec<Statistic<'c>>,
+}
+
+impl<'c> Outputs<'c> {
+    /// The first output.
+    pub fn first(&self) -> Result<Var<'c>, DistillError> {
+        let name = self.outputs.first().ok_or_else(|| DistillError::Net { reason: "the net has no output".into() })?;
+        self.get(name)
+    }
+
+    /// An output or any inner value (a tap) by its ONNX name.
+    pub fn get(&self, name: &str) -> Result<Var<'c>, DistillError> {
+        self.values.get(name).copied().ok_or_else(|| {
+            let near: Vec<&str> = self.values.keys().map(String::as_str).filter(|k| k.contains(name)).take(8).collect();
+            DistillError::Net { reason: format!("there is no value '{name}' to tap; names that contain it: {near:?}") }
+        })
+    }
+}
+
+impl Net {
+    /// Instantiates the net on `inputs` (in the graph's order, or fewer when the rest have defaults) with the
+    /// weights of `params`; parameters that the set lacks are constants with the net's own values. A net of another
+    /// float width is built in the context's.
+    pub fn apply<'c>(
+        &self,
+        cx: &'c Cx,
+        inputs: &[Var<'c>],
+        params: &ParamSet<'c>,
+        mode: Mode,
+    ) -> Result<Outputs<'c>, DistillError> {
+        let training = Training::default();
+        self.instantiate(cx, inputs, params, (mode == Mode::Training).then_some(&training))
+    }
+
+    /// As [`Net::apply`] in training mode, with row weights, a choice of what is trained, and noise.
+    /// [`crate::StepBuilder::apply`] does this with what the step has.
+    pub fn apply_training<'c>(
+        &self,
+        cx: &'c Cx,
+        inputs: &[Var<'c>],
+        params: &ParamSet<'c>,
+        training: &Training<'_, 'c>,
+    ) -> Result<Outputs<'c>, DistillError> {
+        self.instantiate(cx, inputs, params, Some(training))
+    }
+
+    fn instantiate<'c>(
+        &self,
+        cx: &'c Cx,
+        inputs: &[Var<'c>],
+        params: &ParamSet<'c>,
+        training: Option<&Training<'_, 'c>>,
+    ) -> Result<Outputs<'c>, DistillError> {
+        let graph = &self.graph;
+        if inputs.len() > graph.inputs.len() {
+            let reason = format!("{} inputs given, the net has {}", inputs.len(), graph.inputs.len());
+            return Err(DistillError::Net { reason });
+        }
+        let mut bind: HashMap<ValueId, Var<'c>> = graph.inputs.iter().copied().zip(inputs.iter().copied()).collect();
+        for (name, var) in params.iter() {
+            bind.insert(graph.require(name)?, var);
+        }
+        let scope = instance_scope(cx, &params.name);
+        let foreign = self.float().filter(|own| *own != cx.float());
+        for (id, tensor) in graph.initializers().filter(|(_, t)| Some(t.dtype()) == foreign) {
+            if let Entry::Vacant(slot) = bind.entry(id) {
+                let name = format!("{scope}{}", graph.name_of(id));
+                slot.insert(cx.initializer(&name, tensor.cast(cx.float())?));
+            }
+        }
+        let mut statistics = vec![];
+        let mut failure = None;
+        let former = cx.set_scope(&scope);
+        let map = cx.inline_with(graph, &bind, &mut |cx: &'c Cx, node: &Node, operands: &[Option<Var<'c>>]| {
+            if node.is("", "BatchNormalization") {
+                return match training.filter(|t| !self.is_frozen(node, t)) {
+                    Some(t) => self.batch_statistics(node, operands, t, &mut statistics),
+                    None => running_statistics(cx, node, operands),
+                };
+            }
+            if node.is("", "Dropout") {
+                return match training {
+                    // Without the operand that may ask for training.
+                    None => compose(cx, node, operands.get(..1)?),
+                    Some(t) => self.dropped(cx, node, operands, t, &scope).unwrap_or_else(|e| {
+                        failure.get_or_insert(e);
+                        None
+                    }),
+                };
+            }
+            let to = node.int("to").and_then(|to| i32::try_from(to).ok()).and_then(DType::from_onnx);
+            if node.is("", "Cast") && foreign.is_some() && to == foreign {
+                return Some(vec![operands.first().copied().flatten()?.cast(cx.float()).identity()]);
+            }
+            None
+        });
+        cx.set_scope(&former);
+        if let Some(error) = failure {
+            return Err(error);
+        }
+        let map = map?;
+        let values = map.iter().map(|(id, var)| (graph.name_of(*id).to_owned(), *var)).collect();
+        let outputs = graph.outputs.iter().map(|o| graph.name_of(*o).to_owned()).collect();
+        Ok(Outputs { values, outputs, statistics })
+    }
+
+    /// Whether scale and bias of a BatchNormalization are weights of which none is trained.
+    fn is_frozen(&self, node: &Node, training: &Training<'_, '_>) -> bool {
+        let names = [1, 2].into_iter().filter_map(|i| node.input(i)).map(|id| self.graph.name_of(id));
+        let mut own = names.filter(|n| self.parameters.iter().any(|p| p == n)).peekable();
+        training.trained.is_some_and(|trained| own.peek().is_some() && own.all(|n| trained.get(n).is_none()))
+    }
+
+    fn batch_statistics<'c>(
+        &self,
+        node: &Node,
+        operands: &[Option<Var<'c>>],
+        training: &Training<'_, 'c>,
+        statistics: &mut Vec<Statistic<'c>>,
+    ) -> Option<Vec<Var<'c>>> {
+        let [Some(x), Some(scale), Some(bias), Some(mean), Some(variance)] = *operands else { return None };
+        let [y, batch_mean, batch_variance] = batch_norm(node, x, (scale, bias), training.row_weight);
+        let kept = momentum(node);
+        let mut results = vec![y];
+        for (slot, former, value) in [(3, mean, batch_mean), (4, variance, batch_variance)] {
+            let buffer = node.input(slot).map(|id| self.graph.name_of(id).to_owned());
+            statistics.extend(buffer.map(|buffer| Statistic { buffer, value, momentum: kept }));
+            if node.outputs.len() > slot - 2 {
+                results.push(former * kept + value * (1.0 - kept));
+            }
+        }
+        Some(results)
+    }
+
+    /// A Dropout that drops, whatever the file says of its mode.
+    fn dropped<'c>(
+        &self,
+        cx: &'c Cx,
+        node: &Node,
+        operands: &[Option<Var<'c>>],
+        training: &Training<'_, 'c>,
+        scope: &str,
+    ) -> Result<Option<Vec<Var<'c>>>, DistillError> {
+        let name = node.outputs.iter().flatten().next().map_or("", |&o| self.graph.name_of(o));
+        let error = |reason: &str| DistillError::Net { reason: format!("Dropout '{name}' {reason}") };
+        let Some(x) = operands.first().copied().flatten() else { return Ok(None) };
+        let ratio = match operands.get(1).copied().flatten() {
+            None => 0.5,
+            Some(v) => {
+                let ratio = cx.graph().constant(v.id()).and_then(|t| t.to_f64_vec().ok());
+                let Some([ratio]) = ratio.as_deref() else {
+                    return Err(error("has a ratio that is not one constant number"));
+                };
+                *ratio
+            }
+        };
+        if ratio == 0.0 {
+            return Ok(compose(cx, node, &operands[..1]));
+        }
+        let noise =
+            training.noise.ok_or_else(|| error("needs noise in training; apply the net with StepBuilder::apply"))?;
+        let (y, mask) = dropout(x, noise(&format!("{scope}{name}.noise"), &x.shape())?, ratio);
+        Ok(Some(vec![y, mask]))
+    }
+}
+
+/// BatchNormalization by running statistics, which stay.
+fn running_statistics<'c>(cx: &'c Cx, node: &Node, operands: &[Option<Var<'c>>]) -> Option<Vec<Var<'c>>> {
+    if node.int("training_mode").unwrap_or(0) == 0 {
+        return None;
+    }
+    let attrs: Vec<(&str, Attr)> = node.attrs.iter().map(|(k, v)| (k.as_str(), v.clone())).collect();
+    let attrs: Vec<(&str, Attr)> = attrs.into_iter().filter(|(k, _)| *k != "training_mode").collect();
+    let y = cx.op_n("", "BatchNormalization", operands, &attrs, 1)[0];
+    let statistics = operands.iter().skip(3).flatten().map(|v| v.identity());
+    Some([y].into_iter().chain(statistics).take(node.outputs.len()).collect())
+}
+
+/// A scope no value of the construction uses yet: `student/`, `student.2/`, ...
+fn instance_scope(cx: &Cx, name: &str) -> String {
+    let graph = cx.graph();
+    let taken = |scope: &str| {
+        graph.nodes().any(|(_, n)| n.outputs.iter().flatten().any(|&o| graph.name_of(o).starts_with(scope)))
+    };
+    (1..)
+        .map(|i| if i == 1 { format!("{name}/") } else { format!("{name}.{i}/") })
+        .find(|s| !taken(s))
+        .unwrap_or_default()
+}

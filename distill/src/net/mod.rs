@@ -1,0 +1,200 @@
+//! Networks and their parameters: a [`Net`] is a graph with its parameters told apart, a [`ParamSet`] the values
+//! that stand for them in one construction. A net can be applied as often as needed: student, teacher, fake score
+//! net, critic, average, two views.
+
+mod apply;
+
+pub use apply::{Mode, Noise, Outputs, Statistic, Training};
+
+use crate::DistillError;
+use limbeck_graph::{Cx, Graph, ValueId, Var};
+use limbeck_tensor::{DType, Tensor, TensorMap};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Operands that set an operator up: what is stored for them stays constant, floats too.
+const SETTINGS: &[(&str, &[usize])] = &[
+    ("QuantizeLinear", &[1, 2]),
+    ("DequantizeLinear", &[1, 2]),
+    ("Dropout", &[1]),
+    ("OneHot", &[2]),
+    ("Resize", &[1, 2]),
+];
+
+/// A network: inference graph at the builder's opset, with its float initializers classified.
+#[derive(Debug, Clone)]
+pub struct Net {
+    graph: Graph,
+    parameters: Vec<String>,
+    buffers: Vec<String>,
+    training_only: bool,
+}
+
+/// Values that stand for a net's parameters and buffers in one construction.
+#[derive(Clone)]
+pub struct ParamSet<'c> {
+    /// Name of the set; prefix of its values in the store (`student/`).
+    pub name: String,
+    vars: BTreeMap<String, Var<'c>>,
+}
+
+impl<'c> ParamSet<'c> {
+    /// A set from ready values, by the net's names.
+    pub fn new(name: &str, vars: BTreeMap<String, Var<'c>>) -> ParamSet<'c> {
+        ParamSet { name: name.into(), vars }
+    }
+
+    /// The value of a parameter.
+    pub fn get(&self, name: &str) -> Option<Var<'c>> {
+        self.vars.get(name).copied()
+    }
+
+    /// Names and values.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, Var<'c>)> {
+        self.vars.iter().map(|(k, v)| (k.as_str(), *v))
+    }
+
+    /// Only the parameters that `keep` accepts by name.
+    pub fn filter(&self, keep: impl Fn(&str) -> bool) -> ParamSet<'c> {
+        let vars = self.vars.iter().filter(|(k, _)| keep(k)).map(|(k, v)| (k.clone(), *v)).collect();
+        ParamSet { name: self.name.clone(), vars }
+    }
+}
+
+impl Net {
+    /// A net over a graph, which is brought to the builder's opset. Float initializers of rank 1 or more are
+    /// parameters, but for what only sets an operator up (scales of quantisation, for instance); the running statistics
+    /// of BatchNormalization are buffers; all others stay constants. [`Net::parameters`] lists what was found, and
+    /// [`Net::with_constants`] takes back.
+    pub fn from_graph(mut graph: Graph) -> Result<Net, DistillError> {
+        graph.canonicalise()?;
+        let buffer_ids: BTreeSet<ValueId> = graph
+            .nodes()
+            .filter(|(_, n)| n.is("", "BatchNormalization"))
+            .flat_map(|(_, n)| [n.input(3), n.input(4)])
+            .flatten()
+            .collect();
+        let settings = settings(&graph);
+        // Scalars and constants of the graph's own arithmetic are no weights.
+        let is_parameter = |id: ValueId, tensor: &Tensor| {
+            let float = tensor.dtype().is_float() && !tensor.shape().is_empty();
+            float && !settings.contains(&id) && !graph.is_literal(id)
+        };
+        let mut parameters = vec![];
+        let mut buffers = vec![];
+        for (id, tensor) in graph.initializers() {
+            let name = graph.name_of(id).to_owned();
+            if buffer_ids.contains(&id) {
+                buffers.push(name);
+            } else if is_parameter(id, tensor) {
+                parameters.push(name);
+            }
+        }
+        Ok(Net { graph, parameters, buffers, training_only: false })
+    }
+
+    /// Builds a net with the builder: `f` declares inputs, initializers and outputs.
+    pub fn build(name: &str, f: impl FnOnce(&Cx) -> Result<(), DistillError>) -> Result<Net, DistillError> {
+        let cx = Cx::new(name, DType::F32);
+        f(&cx)?;
+        Net::from_graph(cx.finish()?)
+    }
+
+    /// Marks a head that exists for training alone and is dropped at export.
+    pub fn training_only(mut self) -> Net {
+        self.training_only = true;
+        self
+    }
+
+    /// True for heads that are not exported.
+    pub fn is_training_only(&self) -> bool {
+        self.training_only
+    }
+
+    /// Treats these parameters as constants.
+    pub fn with_constants(mut self, names: &[&str]) -> Result<Net, DistillError> {
+        for name in names {
+            if !self.parameters.iter().any(|p| p == name) {
+                return Err(DistillError::Net { reason: format!("'{name}' is not a parameter of the net") });
+            }
+        }
+        self.parameters.retain(|p| !names.contains(&p.as_str()));
+        Ok(self)
+    }
+
+    /// The graph, with the weights the net was made with.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// Names of the trained weights.
+    pub fn parameters(&self) -> &[String] {
+        &self.parameters
+    }
+
+    /// Names of running statistics.
+    pub fn buffers(&self) -> &[String] {
+        &self.buffers
+    }
+
+    /// Number of trained numbers.
+    pub fn parameter_count(&self) -> usize {
+        self.weights_of(&self.parameters).values().map(Tensor::len).sum()
+    }
+
+    /// Parameters and buffers with their present values.
+    pub fn weights(&self) -> TensorMap {
+        let mut all = self.weights_of(&self.parameters);
+        all.extend(self.weights_of(&self.buffers));
+        all
+    }
+
+    fn weights_of(&self, names: &[String]) -> TensorMap {
+        names.iter().filter_map(|n| Some((n.clone(), self.graph.initializer(self.graph.find(n)?)?.clone()))).collect()
+    }
+
+    /// Float type of the weights; none without weights.
+    fn float(&self) -> Option<DType> {
+        let first = self.parameters.first().or(self.buffers.first())?;
+        Some(self.graph.initializer(self.graph.find(first)?)?.dtype())
+    }
+
+    /// The graph with other weights, given by name; shapes must agree. Floats of another width become the net's, and
+    /// weights that training in that width left alone keep every bit.
+    pub fn with_weights(&self, weights: &TensorMap) -> Result<Graph, DistillError> {
+        let mut graph = self.graph.clone();
+        for (name, tensor) in weights {
+            let id = graph.require(name)?;
+            let old = graph.initializer(id).filter(|old| {
+                let both_floats = old.dtype().is_float() && tensor.dtype().is_float();
+                old.shape() == tensor.shape() && (old.dtype() == tensor.dtype() || both_floats)
+            });
+            let Some(old) = old else {
+                let own = graph.initializer(id).map_or("none".into(), |o| format!("{}{:?}", o.dtype(), o.shape()));
+                let reason =
+                    format!("weight '{name}' is {}{:?}, but the net has {own}", tensor.dtype(), tensor.shape());
+                return Err(DistillError::Net { reason });
+            };
+            let new = match old.dtype() == tensor.dtype() {
+                true => tensor.clone(),
+                false if old.cast(tensor.dtype())?.bytes() == tensor.bytes() => old.clone(),
+                false => tensor.cast(old.dtype())?,
+            };
+            graph.set_initializer(id, new);
+        }
+        Ok(graph)
+    }
+
+    /// The same net with other weights.
+    pub fn reweighted(&self, weights: &TensorMap) -> Result<Net, DistillError> {
+        Ok(Net { graph: self.with_weights(weights)?, ..self.clone() })
+    }
+}
+
+/// Operands that set up their operator ([`SETTINGS`]): no weights, though they may be floats.
+fn settings(graph: &Graph) -> BTreeSet<ValueId> {
+    let of = |node: &Node| -> Vec<ValueId> {
+        let places = SETTINGS.iter().filter(|(op, _)| node.is("", op)).flat_map(|(_, places)| places.iter());
+        places.filter_map(|&place| node.input(place)).collect()
+    };
+    graph.nodes().flat_map(|(_, node)| of(node)).collect()
+}
