@@ -38,6 +38,7 @@ pub(super) fn read_shaped(model: &PathBuf, feeds: &TensorMap) -> Result<Graph> {
     let mut graph = Graph::read(model)?;
     graph.canonicalise()?;
     shape_inputs(&mut graph, feeds)?;
+    graph.fold_shapes()?;
     Ok(graph)
 }
 

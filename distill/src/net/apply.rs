@@ -3,8 +3,9 @@
 use super::{Net, ParamSet};
 use crate::DistillError;
 use limbeck_autodiff::{batch_norm, compose, dropout, momentum};
-use limbeck_graph::{Attr, Cx, Node, ValueId, Var};
+use limbeck_graph::{Attr, Cx, Dim, Graph, Node, ValueId, Var};
 use limbeck_tensor::DType;
+use std::borrow::Cow;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 
@@ -102,11 +103,11 @@ impl Net {
         params: &ParamSet<'c>,
         training: Option<&Training<'_, 'c>>,
     ) -> Result<Outputs<'c>, DistillError> {
-        let graph = &self.graph;
-        if inputs.len() > graph.inputs.len() {
-            let reason = format!("{} inputs given, the net has {}", inputs.len(), graph.inputs.len());
+        if inputs.len() > self.graph.inputs.len() {
+            let reason = format!("{} inputs given, the net has {}", inputs.len(), self.graph.inputs.len());
             return Err(DistillError::Net { reason });
         }
+        let graph = &*self.with_shapes_of(inputs)?;
         let mut bind: HashMap<ValueId, Var<'c>> = graph.inputs.iter().copied().zip(inputs.iter().copied()).collect();
         for (name, var) in params.iter() {
             bind.insert(graph.require(name)?, var);
@@ -153,6 +154,26 @@ impl Net {
         let values = map.iter().map(|(id, var)| (graph.name_of(*id).to_owned(), *var)).collect();
         let outputs = graph.outputs.iter().map(|o| graph.name_of(*o).to_owned()).collect();
         Ok(Outputs { values, outputs, statistics })
+    }
+
+    /// The graph; where it computes with its own shapes, with the named dims that the inputs settle.
+    fn with_shapes_of(&self, inputs: &[Var<'_>]) -> Result<Cow<'_, Graph>, DistillError> {
+        let graph = &self.graph;
+        if !graph.nodes().any(|(_, n)| n.is("", "Shape") || n.is("", "Size")) {
+            return Ok(Cow::Borrowed(graph));
+        }
+        let mut dims: BTreeMap<String, usize> = BTreeMap::new();
+        for (&input, var) in graph.inputs.iter().zip(inputs) {
+            let declared = graph.ty(input).and_then(|t| t.dims.as_ref());
+            for (dim, extent) in declared.into_iter().flatten().zip(var.shape()) {
+                if let Dim::Named(name) = dim {
+                    dims.insert(name.to_string(), extent);
+                }
+            }
+        }
+        let mut bound = graph.clone();
+        bound.bind_dims(&dims.iter().map(|(n, e)| (n.as_str(), *e)).collect::<Vec<_>>())?;
+        Ok(Cow::Owned(bound))
     }
 
     /// Whether scale and bias of a BatchNormalization are weights of which none is trained.

@@ -7,7 +7,7 @@ mod apply;
 pub use apply::{Mode, Noise, Outputs, Statistic, Training};
 
 use crate::DistillError;
-use limbeck_graph::{Cx, Graph, ValueId, Var};
+use limbeck_graph::{Cx, Graph, Node, ValueId, Var};
 use limbeck_tensor::{DType, Tensor, TensorMap};
 use std::collections::{BTreeMap, BTreeSet};
 
