@@ -3,6 +3,7 @@
 mod convert;
 mod load;
 mod ops;
+mod optimise;
 mod program;
 
 use crate::{
