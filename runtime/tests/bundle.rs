@@ -3,15 +3,12 @@
 mod common;
 
 use common::{message, write};
-use limbeck_runtime::{
-    Bundle, CompileOptions, LedgerEntry, MANIFEST, RuntimeError, Session, WeightsOrigin, engines, rows,
-};
+use limbeck_runtime::{Bundle, CompileOptions, LedgerEntry, MANIFEST, RuntimeError, WeightsOrigin, engines};
 use limbeck_tensor::{Tensor, TensorMap};
 use std::{
     collections::BTreeMap,
     path::Path,
     process::Command,
-    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -381,73 +378,4 @@ fn the_self_test_passes_and_refuses() {
         let RuntimeError::SelfTest { tensor, difference, tolerance, .. } = &error else { panic!("{error}") };
         assert!(tensor == "logits" && *difference > 1e-5 && *tolerance == 1e-6, "{error}");
     }
-}
-
-#[test]
-fn a_session_pads_warms_up_and_takes_new_weights_in_flight() {
-    let dir = tempfile::tempdir().unwrap();
-    let bundle = write(dir.path(), true);
-    let (w, b) = common::circle(4.0);
-    for engine in engines() {
-        let session = bundle.session(engine, &CompileOptions { threads: 1, ..Default::default() }).unwrap();
-        session.warm_up().unwrap();
-        for n in [1, 8, 19] {
-            let (x, _) = common::rows(n, 10.0, n as u64);
-            let got = session.predict(&[("x", &x)]).unwrap()["logits"].to_f64_vec().unwrap();
-            let want = common::logits(&x, &w, &b).to_f64_vec().unwrap();
-            assert_eq!(got.len(), want.len());
-            assert!(got.iter().zip(&want).all(|(g, w)| (g - w).abs() < 1e-5), "{n} rows");
-        }
-        assert!(
-            message(session.predict(&[("x", &Tensor::zeros(limbeck_tensor::DType::F32, [0, 2]).unwrap())]))
-                .contains("x")
-        );
-        assert!(message(session.run(&[])).contains("x"));
-
-        // Every answer is of the one or the other weights, never of both: all weights are 1, or all are 2.
-        let (ones, done) = (Tensor::new([8, 2], vec![1f32; 16]).unwrap(), AtomicBool::new(false));
-        let mut stores = [session.store(), session.store()];
-        for (store, value) in stores.iter_mut().zip([1.0, 2.0]) {
-            all(value).iter().for_each(|(name, t)| store.insert(name.clone(), t).unwrap());
-        }
-        session.adopt(&stores[0]).unwrap();
-        std::thread::scope(|scope| {
-            let asking = || {
-                let mut seen = [0u32; 2];
-                while !done.load(Ordering::Relaxed) || seen == [0; 2] {
-                    let z = session.run(&[("x", &ones)]).unwrap()["logits"].to_vec::<f32>().unwrap();
-                    let value = z[0] / 3.0;
-                    assert!((value == 1.0 || value == 2.0) && z.iter().all(|v| *v == z[0]), "{z:?}");
-                    seen[value as usize - 1] += 1;
-                }
-            };
-            let threads = [scope.spawn(asking), scope.spawn(asking)];
-            for i in 0..200 {
-                session.adopt(&stores[i % 2]).unwrap();
-            }
-            done.store(true, Ordering::Relaxed);
-            threads.into_iter().for_each(|t| t.join().unwrap());
-        });
-        assert!(message(session.adopt(&engine.new_store())).contains("student/"));
-    }
-}
-
-#[test]
-fn a_model_with_memory_keeps_it_between_calls() {
-    for engine in engines() {
-        // w' = w + 1; y = w'[index].
-        let pair = limbeck_runtime::StatePair { name: "memory".into(), input: "w".into(), output: "w1".into() };
-        let bytes = std::fs::read(common::folder().join("gather.onnx")).unwrap();
-        let model = limbeck_runtime::Model { state: vec![pair], ..limbeck_runtime::Model::new(bytes) };
-        let zeros = TensorMap::from([("memory".into(), Tensor::new([4], vec![0f32; 4]).unwrap())]);
-        let session = Session::new(engine, &model, &zeros, &CompileOptions::default()).unwrap();
-        let index = Tensor::new([2], vec![0i64, 1]).unwrap();
-        let next = || session.run(&[("index", &index)]).unwrap()["y"].to_vec::<f32>().unwrap()[0];
-        session.warm_up().unwrap();
-        assert_eq!([next(), next(), next()], [1.0, 2.0, 3.0]);
-        session.reset();
-        assert_eq!(next(), 1.0);
-        assert!(message(session.predict(&[("index", &index)])).contains("memory"));
-    }
-    assert_eq!(rows::argmax(&[1.0, 3.0, 3.0]), 1);
 }

@@ -331,8 +331,14 @@ def thrice():
     return {}
 
 
+def huge():
+    """An input that declares more rows than any memory holds."""
+    write("huge", [h.make_node("Relu", ["x"], ["y"])], [value("x", 1 << 40, 2)], [value("y", 1 << 40, 2)])
+    return {}
+
+
 if __name__ == "__main__":
     expected = {}
-    for make in [mlp, sgd, dynamic, types, conv, conv_batch, external, gather, foreign, thrice]:
+    for make in [mlp, sgd, dynamic, types, conv, conv_batch, external, gather, foreign, thrice, huge]:
         expected |= make()
     save_file({k: np.array(v, order="C") for k, v in expected.items()}, "expected.safetensors")
