@@ -5,9 +5,8 @@ use limbeck_runtime::{
     Bundle, BundleManifest, FORMAT, FileEntry, Form, MANIFEST, ModelEntry, SelfTestEntry, StepManifest, StepVariant,
     TensorEntry,
 };
-use limbeck_tensor::{Bytes, TensorError, TensorMap, io::write_safetensors, replace_file};
+use limbeck_tensor::{Bytes, TensorError, TensorMap, create_folder, io::write_safetensors, replace_file, sync_folder};
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::Path;
 
 /// What goes into a bundle.
@@ -89,7 +88,7 @@ fn io(path: &Path) -> impl Fn(std::io::Error) -> TensorError + '_ {
 /// Writes a bundle to the new folder `folder`, opening it once as a device would before it gets its name.
 ///
 /// # Errors
-/// A folder that exists; contents that [`Bundle::open`] refuses; two steps of one name and form; a file that cannot be
+/// A folder that exists; contents that [`Bundle::open_received`] refuses; two steps of one name and form; a file that cannot be
 /// written. Nothing is left behind.
 pub fn write_bundle(folder: &Path, contents: &BundleContents) -> Result<BundleManifest, ExportError> {
     if folder.exists() {
@@ -99,11 +98,11 @@ pub fn write_bundle(folder: &Path, contents: &BundleContents) -> Result<BundleMa
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    std::fs::create_dir_all(parent).map_err(io(parent))?;
+    create_folder(parent)?;
     let temporary = tempfile::Builder::new().prefix(".limbeck-").tempdir_in(parent).map_err(io(parent))?;
     let root = temporary.path();
     let manifest = write(root, contents)?;
-    Bundle::open(root)?;
+    Bundle::open_received(root)?;
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
@@ -112,8 +111,7 @@ pub fn write_bundle(folder: &Path, contents: &BundleContents) -> Result<BundleMa
     std::fs::rename(root, folder).map_err(io(folder))?;
     // Nothing is left to remove.
     let _ = temporary.keep();
-    #[cfg(unix)]
-    File::open(parent).and_then(|f| f.sync_all()).map_err(io(parent))?;
+    sync_folder(parent)?;
     Ok(manifest)
 }
 

@@ -22,10 +22,11 @@ pub(crate) fn sole_reader(graph: &Graph, id: ValueId) -> Option<NodeId> {
     first.filter(|_| readers.next().is_none() && !graph.outputs.contains(&id))
 }
 
-/// Makes the node read `tensor` as operand `at`: in place when it alone reads that constant, else under a new name.
+/// Makes the node read `tensor` as operand `at`: in place when it alone reads that constant, subgraphs included, else under
+/// a new name.
 pub(crate) fn set_weight(graph: &mut Graph, node: NodeId, at: usize, name: &str, tensor: Tensor) {
     let old = graph.node(node).input(at);
-    let reads = |n: &Node| n.inputs.iter().flatten().filter(|&&i| Some(i) == old).count();
+    let reads = |n: &Node| n.reads().into_iter().filter(|&i| Some(i) == old).count();
     let alone = graph.nodes().map(|(_, n)| reads(n)).sum::<usize>() == 1;
     match old.filter(|_| alone).filter(|&id| weight(graph, Some(id)).is_some()) {
         Some(id) if !graph.outputs.contains(&id) => graph.set_initializer(id, tensor),

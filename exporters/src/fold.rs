@@ -31,7 +31,7 @@ struct Layout {
 }
 
 fn layout(node: &Node) -> Option<Layout> {
-    let groups = usize::try_from(node.int("group").unwrap_or(1)).ok()?;
+    let groups = usize::try_from(node.int("group").unwrap_or(1)).ok().filter(|n| *n > 0)?;
     match node.op.as_str() {
         _ if !node.domain_or_default().is_empty() => None,
         "Conv" => Some(Layout { axis: 0, groups: 1 }),
@@ -54,6 +54,9 @@ fn fold(graph: &mut Graph, bn: NodeId) -> Result<Option<()>, ExportError> {
     let Some([scale, shift, mean, var]) = stats.as_deref() else { return Ok(None) };
     let (scale, shift, mean, var) = (scale.to_f64_vec()?, shift.to_f64_vec()?, mean.to_f64_vec()?, var.to_f64_vec()?);
     let channels = scale.len();
+    if [&shift, &mean, &var].iter().any(|v| v.len() != channels) {
+        return Ok(None);
+    }
     if w.shape().get(layout.axis).is_none_or(|n| n * layout.groups != channels) || w.shape()[0] % layout.groups != 0 {
         return Ok(None);
     }

@@ -20,8 +20,8 @@ pub use half::{HalfOptions, HalfReport, to_half};
 pub use parity::{Difference, compare, compare_outputs};
 pub use prune::{Group, Groups, PruneOptions, PruneReport, PruneTarget, PrunedGroup, mask, prune, prune_groups};
 pub use quantise::{
-    Calibration, Grid, Method, NodePrecision, Profile, QuantOptions, QuantReport, asymmetric_grid, node_precisions,
-    observed_values, quantise, symmetric_grid, with_outputs,
+    AccuracyReport, Calibration, Grid, Method, NodePrecision, Profile, QuantOptions, QuantReport, Sensitivity,
+    asymmetric_grid, node_precisions, observed_values, quantise, quantise_within, symmetric_grid, with_outputs,
 };
 pub use reduce::{
     Block, Order, block_values, choose_blocks, removable_blocks, remove_block, remove_blocks, score_blocks,

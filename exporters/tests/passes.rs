@@ -5,7 +5,7 @@ mod common;
 
 use common::{build, feeds, resnet};
 use limbeck_exporters::*;
-use limbeck_graph::Attr;
+use limbeck_graph::{Attr, Capture, Graph, Node};
 use limbeck_tensor::{DType, Tensor, TensorMap};
 
 #[test]
@@ -55,6 +55,51 @@ fn folding_knows_gemm_and_transposed_convolutions_and_leaves_shared_outputs() {
     let mut folded = shared.clone();
     assert_eq!(fold_batch_norm(&mut folded).unwrap(), 0);
     assert_eq!(folded, shared);
+}
+
+#[test]
+fn weights_that_a_subgraph_reads_are_not_changed_in_place() {
+    let mut graph = build(6, &[1, 3, 4, 4], |l, x| l.conv_norm("c", x, 4, 3, 1));
+    let w = graph.require("c.weight").unwrap();
+    let branch = |name: &str| {
+        let mut sub = Graph::new(name);
+        let (inner, out) = (sub.add_value(format!("{name}.w"), None), sub.add_value(format!("{name}.out"), None));
+        sub.captures.push(Capture { inner, outer: w });
+        sub.add_node(Node::new("Identity", &[inner], &[out]));
+        sub.outputs.push(out);
+        Attr::Graph(Box::new(sub))
+    };
+    let flag = graph.add_initializer("flag", Tensor::bools([], &[true]).unwrap());
+    let copy = graph.add_value("copy", None);
+    let branches = [("then_branch", branch("then")), ("else_branch", branch("else"))];
+    let node = branches.into_iter().fold(Node::new("If", &[flag], &[copy]), |node, (name, g)| node.with(name, g));
+    graph.add_node(node);
+    graph.outputs.push(copy);
+    let mut folded = graph.clone();
+    assert_eq!(fold_batch_norm(&mut folded).unwrap(), 1);
+    assert_eq!(folded.initializer(w), graph.initializer(w), "what the branches read has changed");
+}
+
+#[test]
+fn statistics_of_other_lengths_and_no_groups_are_left_alone() {
+    let graph = build(6, &[1, 3, 4, 4], |l, x| l.conv_norm("c", x, 4, 3, 1));
+    for name in ["c.bn.scale", "c.bn.bias", "c.bn.mean", "c.bn.var"] {
+        for length in [0, 1, 3, 5] {
+            let mut wrong = graph.clone();
+            wrong.set_initializer(graph.require(name).unwrap(), Tensor::new([length], vec![1f32; length]).unwrap());
+            assert_eq!(fold_batch_norm(&mut wrong).unwrap_or(0), 0, "{name} {length}");
+        }
+    }
+    let mut up = build(4, &[2, 4, 5, 5], |l, x| {
+        let w = l.weight("w", &[4, 6, 2, 2], -1.0, 1.0);
+        let y = l.cx.op("ConvTranspose", &[x, w], &[]);
+        l.norm("bn", y)
+    });
+    let layer = up.nodes().find(|(_, n)| n.op == "ConvTranspose").unwrap().0;
+    for group in [0, -1] {
+        up.node_mut(layer).attrs.insert("group".into(), Attr::Int(group));
+        assert_eq!(fold_batch_norm(&mut up.clone()).unwrap_or(0), 0, "group {group}");
+    }
 }
 
 #[test]

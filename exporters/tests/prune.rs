@@ -189,6 +189,38 @@ fn parameter_targets_are_reached_and_rounds_are_limited() {
 }
 
 #[test]
+fn a_target_out_of_reach_is_refused_with_what_can_be_reached() {
+    let mut graph = resnet(9);
+    let before = graph.clone();
+    let far =
+        PruneOptions { target: PruneTarget::Parameters(1e-4), round_to: 1, max_per_round: 1.0, ..Default::default() };
+    let error = prune(&mut graph, &far).unwrap_err().to_string();
+    assert!(error.contains("0.0001 of the parameters") && error.contains("stem.weight axis 1"), "{error}");
+    assert_eq!(graph, before, "the model was stripped");
+    // What the error names can be reached.
+    let least: f64 = error.split("reached, ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+    let near = PruneOptions { target: PruneTarget::Parameters(least + 1e-3), ..far };
+    let report = prune(&mut graph, &near).unwrap();
+    assert!(report.parameters.1 as f64 <= (least + 1e-3) * report.parameters.0 as f64);
+}
+
+#[test]
+fn scores_must_name_weights_and_reach_every_group() {
+    let graph = resnet(9);
+    let ones = |name: &str| {
+        let shape = graph.find(name).map_or(vec![1], |v| graph.initializer(v).unwrap().shape().to_vec());
+        TensorMap::from([(name.to_owned(), Tensor::new(shape.clone(), vec![1f32; shape.iter().product()]).unwrap())])
+    };
+    let error = |name: &str| {
+        let o = PruneOptions { scores: ones(name), ..options(0.5, 1) };
+        prune(&mut graph.clone(), &o).unwrap_err().to_string()
+    };
+    assert!(error("stem.wieght").contains("'stem.wieght', which is no weight"), "{}", error("stem.wieght"));
+    let partial = error("stem.weight");
+    assert!(partial.contains("no weight of the group 'b0.a.weight' has scores"), "{partial}");
+}
+
+#[test]
 fn what_cannot_be_followed_is_frozen_and_told() {
     let mut graph = build(10, &[1, 3, 4, 4], |l, x| {
         let x = l.conv("a", x, 16, 1, 1);

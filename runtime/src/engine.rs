@@ -1,7 +1,7 @@
 //! Engines and programs: what compiles a model, and what runs it. Engines are an explicit list; each is behind the
 //! feature of its name.
 
-use crate::{RuntimeError, store::StateStore};
+use crate::{Form, RuntimeError, store::StateStore};
 use limbeck_tensor::{Bytes, DType, Tensor, io::TensorMap};
 use std::{fmt, path::PathBuf};
 
@@ -129,6 +129,9 @@ pub trait Engine: Send + Sync {
 
     /// Version, library and providers.
     fn describe(&self) -> EngineInfo;
+
+    /// The forms of train steps that it has the operators for.
+    fn forms(&self) -> &'static [Form];
 
     /// Loads, checks and optimises a model.
     ///

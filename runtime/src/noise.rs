@@ -1,7 +1,7 @@
 //! Noise for steps: every random input is a counter-based function of (seed, step, name), so that a run can be
 //! resumed, repeated and compared bit for bit.
 
-use crate::{Distribution, NoiseEntry, RuntimeError};
+use crate::{Distribution, NoiseEntry, RuntimeError, session::LARGEST_TENSOR};
 use limbeck_tensor::{DType, Tensor};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -47,9 +47,13 @@ impl Stream {
 }
 
 /// The noise of one input at one step, as f32.
+///
+/// # Errors
+/// A shape of more than 1 GiB.
 pub fn draw(seed: u64, step: u64, entry: &NoiseEntry) -> Result<Tensor, RuntimeError> {
     let mut stream = stream(seed, step, &entry.name);
     let n = limbeck_tensor::element_count(&entry.shape)
+        .filter(|n| n.checked_mul(4).is_some_and(|bytes| bytes <= LARGEST_TENSOR))
         .ok_or(limbeck_tensor::TensorError::TooLarge { shape: entry.shape.clone(), dtype: DType::F32 })?;
     let values: Vec<f32> = (0..n)
         .map(|_| match entry.distribution {
@@ -71,6 +75,14 @@ mod tests {
         assert_eq!(take(1, 2, "a"), take(1, 2, "a"));
         assert_ne!(take(1, 2, "a"), take(1, 3, "a"));
         assert_ne!(take(1, 2, "a"), take(1, 2, "b"));
+    }
+
+    #[test]
+    fn a_shape_from_a_file_does_not_exhaust_memory() {
+        for shape in [vec![1 << 40], vec![usize::MAX, 2], vec![1 << 28, 2]] {
+            let entry = NoiseEntry { name: "z".into(), shape, distribution: Distribution::Uniform };
+            assert!(draw(0, 0, &entry).unwrap_err().to_string().contains("too large"));
+        }
     }
 
     #[test]

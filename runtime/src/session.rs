@@ -2,9 +2,12 @@
 //! while requests run.
 
 use crate::{CompileOptions, Engine, Model, Program, RuntimeError, StateStore, ValueSpec, rows, store::StateValue};
-use limbeck_tensor::{Tensor, io::TensorMap};
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use limbeck_tensor::{Tensor, element_count, io::TensorMap};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+/// Bytes of the largest tensor that is made because a file declares it: a batch to fill up, zeros to warm up, noise.
+pub(crate) const LARGEST_TENSOR: usize = 1 << 30;
 
 /// Rows per run for a model that takes any batch.
 const ROWS_PER_RUN: usize = 64;
@@ -22,6 +25,7 @@ struct Serving {
 /// one after another.
 pub struct Session {
     serving: RwLock<Arc<Serving>>,
+    /// What the model remembers. Whoever changes what serves holds this too, so that memory and program belong together.
     stream: Mutex<Vec<(String, Arc<dyn StateValue>)>>,
 }
 
@@ -30,7 +34,7 @@ impl Session {
     /// model asks for.
     ///
     /// # Errors
-    /// What [`Engine::compile`] refuses; state that is missing or of another type or shape.
+    /// What [`Engine::compile`] refuses; as [`Session::with`].
     pub fn new(
         engine: &dyn Engine,
         model: &Model,
@@ -50,8 +54,9 @@ impl Session {
     /// A session over a compiled program and a store that holds its state.
     ///
     /// # Errors
-    /// State that is missing or of another type or shape.
+    /// State that is missing or of another type or shape; an input that declares more than 1 GiB.
     pub fn with(program: Arc<dyn Program>, store: StateStore) -> Result<Session, RuntimeError> {
+        program.inputs().iter().try_for_each(check_size)?;
         check_state(&*program, &store)?;
         let serving = RwLock::new(Arc::new(Serving { program, store }));
         Ok(Session { serving, stream: Mutex::default() })
@@ -83,15 +88,16 @@ impl Session {
     /// As [`Program::run`].
     pub fn run(&self, feeds: &[(&str, &Tensor)]) -> Result<TensorMap, RuntimeError> {
         let serving = self.now();
-        let mut store = serving.store.snapshot();
         if !serving.program.state().iter().any(|s| s.updated) {
-            return serving.program.run(&mut store, feeds);
+            return serving.program.run(&mut serving.store.snapshot(), feeds);
         }
-        let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut stream = self.stream();
+        // What serves now may be another program than before the lock was held, with the memory in its form.
+        let serving = self.now();
+        let mut store = serving.store.snapshot();
         store.commit(stream.clone());
         let outputs = serving.program.run(&mut store, feeds)?;
-        let updated = serving.program.state().iter().filter(|s| s.updated);
-        *stream = updated.filter_map(|s| Some((s.name.clone(), store.value(&s.name)?.clone()))).collect();
+        *stream = memory(&*serving.program, &store);
         Ok(outputs)
     }
 
@@ -124,7 +130,7 @@ impl Session {
 
     /// Forgets a streaming model's memory: the next call starts as the first did.
     pub fn reset(&self) {
-        self.stream.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.stream().clear();
     }
 
     /// Serves with the model's values in `store` from now on. Copies no tensor; requests that run keep the old ones.
@@ -132,25 +138,49 @@ impl Session {
     /// # Errors
     /// State that is missing, of another type or shape, or in another engine's memory. The session is then unchanged.
     pub fn adopt(&self, store: &StateStore) -> Result<(), RuntimeError> {
+        let _unchanged = self.stream();
         let program = self.program();
         check_state(&*program, store)?;
         self.replace(Serving { program, store: store.snapshot() });
         Ok(())
     }
 
-    /// Serves with another program, such as one compiled for other threads, from now on.
+    /// Serves with another program, such as one compiled for other threads or by another engine, from now on. What a
+    /// streaming model remembers goes with it.
     ///
     /// # Errors
-    /// A program whose inputs or outputs are others, and as [`Session::adopt`]. The session is then unchanged.
+    /// A program whose inputs, outputs or memory are others, and as [`Session::adopt`]. The session is then unchanged.
     pub fn swap(&self, program: Arc<dyn Program>, store: StateStore) -> Result<(), RuntimeError> {
+        let mut stream = self.stream();
         let now = self.program();
-        if program.inputs() != now.inputs() || program.outputs() != now.outputs() {
-            let reason = "has other inputs or outputs than the one it is to replace; open a new session".into();
+        let names = |p: &dyn Program| -> BTreeSet<String> {
+            p.state().iter().filter(|s| s.updated).map(|s| s.name.clone()).collect()
+        };
+        let other = match () {
+            () if program.inputs() != now.inputs() => "inputs",
+            () if program.outputs() != now.outputs() => "outputs",
+            () if names(&*program) != names(&*now) => "memory",
+            () => "",
+        };
+        if !other.is_empty() {
+            let reason = format!("has other {other} than the one it is to replace; open a new session");
             return Err(RuntimeError::Data { what: "the program".into(), reason });
         }
         check_state(&*program, &store)?;
+        let mut remembered = store.snapshot();
+        for (name, value) in stream.iter() {
+            remembered.insert(name.clone(), &value.to_tensor()?.aligned())?;
+        }
+        check_state(&*program, &remembered)?;
+        if !stream.is_empty() {
+            *stream = memory(&*program, &remembered);
+        }
         self.replace(Serving { program, store });
         Ok(())
+    }
+
+    fn stream(&self) -> MutexGuard<'_, Vec<(String, Arc<dyn StateValue>)>> {
+        self.stream.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn now(&self) -> Arc<Serving> {
@@ -159,6 +189,27 @@ impl Session {
 
     fn replace(&self, serving: Serving) {
         *self.serving.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(serving);
+    }
+}
+
+/// The values of `store` that the program updates.
+fn memory(program: &dyn Program, store: &StateStore) -> Vec<(String, Arc<dyn StateValue>)> {
+    let updated = program.state().iter().filter(|s| s.updated);
+    updated.filter_map(|s| Some((s.name.clone(), store.value(&s.name)?.clone()))).collect()
+}
+
+/// A file may declare any extent: nothing of this size is made for it.
+pub(crate) fn check_size(spec: &ValueSpec) -> Result<(), RuntimeError> {
+    // An extent of 0 makes no other harmless: rows are counted, whatever their width.
+    let dims: Vec<usize> = spec.dims.iter().map(|d| d.unwrap_or(1).max(1)).collect();
+    match element_count(&dims).and_then(|n| spec.dtype.byte_len(n)) {
+        Some(bytes) if bytes <= LARGEST_TENSOR => Ok(()),
+        _ => Err(RuntimeError::Data {
+            what: format!("input `{}`", spec.name),
+            reason: format!(
+                "is {spec}, more than the {LARGEST_TENSOR} bytes that are fed at once; export a smaller batch"
+            ),
+        }),
     }
 }
 
@@ -196,14 +247,27 @@ pub(crate) fn predict(
     if let Some(memory) = program.state().iter().find(|s| s.updated) {
         return refuse(&memory.name, "is memory that padding would enter; use `run`".into());
     }
+    let input = |name: &str| program.inputs().iter().find(|s| s.name == name);
+    let fixed = input(first).and_then(|s| s.dims.first().copied().flatten());
+    let batch = fixed.unwrap_or(ROWS_PER_RUN.min(total)).max(1);
     for &(name, tensor) in feeds {
         let n = rows::count(tensor)?;
         if n != total {
             return refuse(name, format!("has {n} rows, but {first} has {total}"));
         }
+        let Some(expected) = input(name) else {
+            let known = program.inputs().iter().map(|s| s.name.clone()).collect();
+            return Err(RuntimeError::UnknownInput { input: name.into(), known });
+        };
+        // Before a batch is filled up: its rows are as large as those that are fed.
+        check_size(expected)?;
+        let mut shape = tensor.shape().to_vec();
+        shape[0] = batch;
+        if !expected.accepts(tensor.dtype(), &shape) {
+            let (dtype, shape) = (tensor.dtype(), tensor.shape().to_vec());
+            return Err(RuntimeError::InputMismatch { expected: expected.clone(), dtype, shape });
+        }
     }
-    let fixed = program.inputs().iter().find(|s| s.name == first).and_then(|s| s.dims.first().copied().flatten());
-    let batch = fixed.unwrap_or(ROWS_PER_RUN.min(total)).max(1);
     let mut store = store.snapshot();
     let mut parts: BTreeMap<String, Vec<Tensor>> = BTreeMap::new();
     for start in (0..total).step_by(batch) {

@@ -168,6 +168,18 @@ fn types_pass_and_results_outlive_everything() {
 }
 
 #[test]
+fn equal_nodes_may_all_be_outputs() {
+    let (x, y) = (Tensor::new([4], vec![1f32, 2.0, 3.0, 4.0]).unwrap(), Tensor::new([4], vec![5f32; 4]).unwrap());
+    for engine in engines() {
+        let out = compile(engine, "thrice", &[]).unwrap().infer(&[("x", &x), ("y", &y)]).unwrap();
+        for name in ["first", "last"] {
+            assert_eq!(out[name].to_vec::<f32>().unwrap(), [5.0, 10.0, 15.0, 20.0], "{} {name}", engine.name());
+        }
+        assert_eq!(out["sum"].to_vec::<f32>().unwrap(), [6.0, 12.0, 18.0, 24.0], "{}", engine.name());
+    }
+}
+
+#[test]
 fn fused_convolutions_agree_with_torch() {
     for engine in engines() {
         for threads in [1, 2] {

@@ -2,12 +2,13 @@
 
 mod common;
 
-use common::{message, rows, write};
+use common::{changed, message, rows, with_step, write};
 use limbeck_runtime::{
-    Bundle, CompileOptions, Engine, GateOptions, Learner, LearnerOptions, Model, StateRole, TeacherKind, WeightsOrigin,
-    engines, rows as score,
+    Bundle, CompileOptions, Distribution, Engine, FileEntry, Form, GateOptions, Learner, LearnerOptions, Model,
+    NoiseEntry, ScalarEntry, StepManifest, StepVariant, TeacherKind, WeightsOrigin, engines, rows as score,
 };
 use limbeck_tensor::{Tensor, io::read_safetensors};
+use std::collections::BTreeMap;
 
 fn options() -> LearnerOptions {
     LearnerOptions {
@@ -183,5 +184,113 @@ fn what_cannot_be_done_is_said() {
         assert!(message(learner.observe(&nan, None)).contains("finite"));
         assert!(message(learner.observe(&Tensor::new([1, 3], vec![0f32; 3]).unwrap(), None)).contains("`x`"));
     }
-    assert_eq!(common::training().names(StateRole::Average).count(), 2);
+}
+
+#[test]
+fn a_step_whose_manifest_and_model_disagree_is_refused_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path();
+    write(root, true);
+    let noise =
+        |shape: &[usize]| NoiseEntry { name: "z".into(), shape: shape.to_vec(), distribution: Distribution::Uniform };
+    for engine in engines() {
+        let said = |change: &dyn Fn(&mut StepManifest)| {
+            let mut step = common::training();
+            change(&mut step);
+            message(Learner::new(with_step(root, &step), engine, options()))
+        };
+        for (error, what) in [
+            (said(&|m| m.batch.truncate(4)), "takes `replay_logits`, which its manifest does not list"),
+            (said(&|m| m.scalars.clear()), "takes `lr`, which its manifest does not list"),
+            (said(&|m| m.noise.push(noise(&[2]))), "lists `z`, which its model does not take"),
+            (said(&|m| m.noise.push(noise(&[1 << 40]))), "lists `z`"),
+            (said(&|m| m.batch[1].dtype = "float32".into()), "`y` is float32 [16], its model int64 [16]"),
+            (said(&|m| (0..3).for_each(|i| m.batch[i].shape[0] = 1 << 40)), "`x` is float32 [1099511627776, 2]"),
+            (said(&|m| m.batch[4].shape = vec![16, 4]), "`replay_logits` is float32 [16, 4]"),
+            (said(&|m| m.scalars.push(ScalarEntry { name: "x".into(), default: 0.0 })), "`x` is a number []"),
+            (said(&|m| m.scalars.push(m.scalars[0].clone())), "`lr` twice"),
+        ] {
+            assert!(error.contains(what), "{}: {error}", engine.name());
+        }
+        let unknown = BTreeMap::from([("temperature".to_owned(), 1.0)]);
+        let bundle = with_step(root, &common::training());
+        let error = message(Learner::new(bundle, engine, LearnerOptions { scalars: unknown, ..options() }));
+        assert!(error.contains("no scalar `temperature`") && error.contains("lr"), "{error}");
+    }
+}
+
+#[test]
+fn the_first_form_that_the_engine_has_is_chosen() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path();
+    write(root, true);
+    std::fs::copy(root.join("step.onnx"), root.join("fused.onnx")).unwrap();
+    std::fs::copy(root.join("step.json"), root.join("fused.json")).unwrap();
+    let bundle = changed(root, |m| {
+        let of = |file| FileEntry::of(root, file).unwrap();
+        let (onnx, manifest) = (of("fused.onnx"), of("fused.json"));
+        m.steps
+            .insert(0, StepVariant { form: Form::Fused, onnx, manifest, predicted_bytes: 8192, ..m.steps[0].clone() });
+    });
+    for engine in engines() {
+        let fused = engine.forms().contains(&Form::Fused);
+        let chosen = |o: LearnerOptions| learner(bundle.clone(), engine, o).step_name().to_owned();
+        assert_eq!(chosen(options()), if fused { "adapt (fused)" } else { "adapt (portable)" });
+        assert_eq!(chosen(LearnerOptions { max_bytes: Some(5000), ..options() }), "adapt (portable)");
+        assert_eq!(chosen(LearnerOptions { form: Some(Form::Portable), ..options() }), "adapt (portable)");
+        if !fused {
+            let error =
+                message(Learner::new(bundle.clone(), engine, LearnerOptions { form: Some(Form::Fused), ..options() }));
+            assert!(error.contains("adapt (fused)") && error.contains("portable form"), "{error}");
+        }
+    }
+}
+
+#[test]
+fn a_candidate_with_any_value_that_is_not_finite_is_rolled_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path();
+    write(root, true);
+    // The model does not serve with the average, but a commit would keep it.
+    let path = root.join("state.safetensors");
+    let mut state = read_safetensors(&path).unwrap();
+    state.insert("ema/b".into(), Tensor::new([3], vec![f32::NAN; 3]).unwrap());
+    limbeck_tensor::io::write_safetensors(&path, &state).unwrap();
+    let bundle = changed(root, |m| m.state = FileEntry::of(root, "state.safetensors").unwrap());
+    for engine in engines() {
+        let frozen = LearnerOptions { teacher: TeacherKind::Frozen, ..options() };
+        let mut learner = learner(bundle.clone(), engine, frozen);
+        let (x, y) = rows(48, 0.0, 9);
+        learner.observe(&x, Some(&y)).unwrap();
+        learner.learn().unwrap();
+        assert!(!learner.gate().unwrap().promoted);
+        assert!(learner.commit().unwrap().is_none());
+    }
+}
+
+#[test]
+fn skipped_steps_are_forgotten_with_the_candidate() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path();
+    write(root, true);
+    std::fs::copy(common::folder().join("skipping_step.onnx"), root.join("step.onnx")).unwrap();
+    changed(root, |m| m.steps[0].onnx = FileEntry::of(root, "step.onnx").unwrap());
+    let mut step = common::training();
+    step.batch.truncate(1);
+    step.state.truncate(2);
+    step.metrics.push("finite".into());
+    let bundle = with_step(root, &step);
+    for engine in engines() {
+        let never = GateOptions { max_drop: -1.0, max_total_drop: 0.0 };
+        let o = LearnerOptions { teacher: TeacherKind::Frozen, gate: Some(never), steps: 15, ..options() };
+        let mut learner = learner(bundle.clone(), engine, o);
+        for _ in 0..2 {
+            learner.observe(&rows(16, 0.0, 9).0, None).unwrap();
+            assert_eq!(learner.learn().unwrap().skipped, 15);
+            assert!(!learner.gate().unwrap().promoted);
+        }
+        learner.observe(&rows(16, 0.0, 9).0, None).unwrap();
+        learner.learn().unwrap();
+        assert!(message(learner.learn()).contains("20 steps in a row"));
+    }
 }

@@ -27,6 +27,14 @@ pub enum TensorError {
         /// Element type.
         dtype: DType,
     },
+    /// A byte of a bool tensor that stands for no truth value.
+    #[error("element {index} of a bool tensor is {value}; only 0 and 1 are truth values")]
+    NotBool {
+        /// Place of the first such element, row-major.
+        index: usize,
+        /// The byte.
+        value: u8,
+    },
     /// Asked to read a tensor as another type than it has.
     #[error("tensor holds {have}, but {want} was asked for")]
     DType {

@@ -6,6 +6,8 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
+pub use crate::npy::{read_npy, write_npy};
+
 /// Named tensors, in name order.
 pub type TensorMap = BTreeMap<String, Tensor>;
 
@@ -79,55 +81,6 @@ pub fn write_safetensors(path: &Path, tensors: &TensorMap) -> Result<(), TensorE
     replace_file_with(path, |w| w.write_all(&bytes))
 }
 
-/// Reads an npy file (f32, f64, i8..i64, u8..u64, bool; C order).
-pub fn read_npy(path: &Path) -> Result<Tensor, TensorError> {
-    use ndarray::ArrayD;
-    use ndarray_npy::ReadNpyExt;
-    let bytes = map_file(path)?;
-    macro_rules! attempt {
-        ($($t:ty),*) => {$(
-            if let Ok(a) = ArrayD::<$t>::read_npy(&bytes[..]) {
-                let shape = a.shape().to_vec();
-                return Tensor::new(shape, a.as_standard_layout().iter().copied().collect::<Vec<$t>>());
-            }
-        )*};
-    }
-    attempt!(f32, f64, i64, u8, i32, i8, i16, u16, u32, u64);
-    match ArrayD::<bool>::read_npy(&bytes[..]) {
-        Ok(a) => Tensor::bools(a.shape().to_vec(), &a.iter().copied().collect::<Vec<_>>()),
-        Err(e) => Err(format(path, format!("not a readable npy file (float, integer or bool, little-endian): {e}"))),
-    }
-}
-
-/// Writes one tensor as npy (f32, f64, i8..i64, u8..u64, bool), replacing the file atomically.
-pub fn write_npy(path: &Path, tensor: &Tensor) -> Result<(), TensorError> {
-    use ndarray_npy::WriteNpyExt;
-    let tensor = tensor.aligned();
-    macro_rules! write {
-        ($t:ty) => {{
-            let view = tensor.view::<$t>()?;
-            replace_file_with(path, |w| view.write_npy(w).map_err(std::io::Error::other))
-        }};
-    }
-    match tensor.dtype() {
-        DType::F32 => write!(f32),
-        DType::F64 => write!(f64),
-        DType::I8 => write!(i8),
-        DType::I16 => write!(i16),
-        DType::I32 => write!(i32),
-        DType::I64 => write!(i64),
-        DType::U8 => write!(u8),
-        DType::U16 => write!(u16),
-        DType::U32 => write!(u32),
-        DType::U64 => write!(u64),
-        DType::Bool => {
-            let bools = tensor.view::<u8>()?.mapv(|x| x != 0);
-            replace_file_with(path, |w| bools.write_npy(w).map_err(std::io::Error::other))
-        }
-        other => Err(format(path, format!("npy has no {other}"))),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,17 +96,5 @@ mod tests {
         assert_eq!(read_safetensors(&path).unwrap(), map);
         std::fs::write(&path, b"\xff\xff\xff\xff\xff\xff\xff\xff{}").unwrap();
         assert!(read_safetensors(&path).unwrap_err().to_string().contains("t.safetensors"));
-    }
-
-    #[test]
-    fn npy_round_trip() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("t.npy");
-        for t in [Tensor::new([2, 1], vec![1i64, -2]).unwrap(), Tensor::bools([3], &[true, false, true]).unwrap()] {
-            write_npy(&path, &t).unwrap();
-            assert_eq!(read_npy(&path).unwrap(), t);
-        }
-        std::fs::write(&path, b"not npy").unwrap();
-        assert!(read_npy(&path).is_err());
     }
 }

@@ -7,9 +7,10 @@ mod dtype;
 mod error;
 pub mod io;
 mod map;
+mod npy;
 mod tensor;
 
-pub use atomic::{replace_file, replace_file_with};
+pub use atomic::{create_folder, replace_file, replace_file_with, sync_folder};
 pub use bytes::Bytes;
 pub use dtype::{DType, Element};
 pub use error::TensorError;

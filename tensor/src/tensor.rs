@@ -37,6 +37,10 @@ impl Tensor {
     }
 
     /// A tensor over ready bytes, which may be a slice of a mapped file.
+    ///
+    /// # Errors
+    /// Another number of bytes than the shape needs; strings; bytes of a bool tensor other than 0 and 1, which C++ code
+    /// must never see.
     pub fn from_bytes(dtype: DType, shape: impl Into<Vec<usize>>, bytes: Bytes) -> Result<Tensor, TensorError> {
         let shape = shape.into();
         if dtype == DType::String {
@@ -48,7 +52,10 @@ impl Tensor {
             Some(needed) if needed != bytes.len() => {
                 Err(TensorError::Length { shape, dtype, needed, got: bytes.len() })
             }
-            Some(_) => Ok(Tensor { dtype, shape, data: Data::Bytes(bytes) }),
+            Some(_) => match bytes.iter().position(|&b| dtype == DType::Bool && b > 1) {
+                Some(index) => Err(TensorError::NotBool { index, value: bytes[index] }),
+                None => Ok(Tensor { dtype, shape, data: Data::Bytes(bytes) }),
+            },
         }
     }
 
@@ -316,6 +323,13 @@ mod tests {
         assert!(Tensor::new([2, 2], vec![1f32; 3]).unwrap_err().to_string().contains("[2, 2]"));
         assert!(Tensor::zeros(DType::F32, [usize::MAX, 2]).is_err());
         assert!(Tensor::scalar(1i64).as_slice::<f32>().unwrap_err().to_string().contains("int64"));
+    }
+
+    #[test]
+    fn bools_are_zero_or_one() {
+        let made = |bytes: &'static [u8]| Tensor::from_bytes(DType::Bool, [3], Bytes::from_static(bytes));
+        assert_eq!(made(&[0, 1, 1]).unwrap(), Tensor::bools([3], &[false, true, true]).unwrap());
+        assert!(made(&[0, 1, 255]).unwrap_err().to_string().contains("element 2 of a bool tensor is 255"));
     }
 
     #[test]

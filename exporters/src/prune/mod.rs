@@ -141,6 +141,10 @@ pub fn prune_groups(graph: &Graph) -> Result<Groups, ExportError> {
     Ok(Groups { groups: found, frozen, links })
 }
 
+fn is_stored(graph: &Graph, value: ValueId) -> bool {
+    graph.initializer(value).is_some()
+}
+
 /// True for matrices and kernels.
 fn is_weight(graph: &Graph, value: ValueId) -> bool {
     graph.initializer(value).is_some_and(|t| t.dtype().is_float() && t.shape().len() >= 2)
@@ -150,13 +154,15 @@ fn is_weight(graph: &Graph, value: ValueId) -> bool {
 /// divided by the group's mean.
 ///
 /// # Errors
-/// Options out of range, scores of another shape than their weight, and a model of which nothing can be removed: the
-/// error then says what stands in the way.
+/// Options out of range; scores that name no weight, have another shape than theirs, or leave a group without any; a
+/// target that cannot be reached, and a model of which nothing can be removed: the error then says what stands in the
+/// way. The graph is unchanged after an error.
 pub fn prune(graph: &mut Graph, options: &PruneOptions) -> Result<PruneReport, ExportError> {
     let groups = prune_groups(graph)?;
     let plan = Plan::new(graph, &groups, options)?;
-    let old = graph.clone();
-    slice::apply(graph, &groups.links, &plan.removed)?;
+    let mut pruned = graph.clone();
+    slice::apply(&mut pruned, &groups.links, &plan.removed)?;
+    let old = std::mem::replace(graph, pruned);
     let elements = |g: &Graph, axes: &[Axis]| {
         let values: BTreeSet<ValueId> = axes.iter().map(|(v, _)| *v).collect();
         values.into_iter().filter_map(|v| g.initializer(v)).map(|t| t.len() as u64).sum::<u64>()
@@ -219,6 +225,9 @@ impl Plan {
             let got = format!("the target is {share}, max_per_round {max}, round_to {}", options.round_to);
             return fail("prune", format!("{got}; shares lie between 0 and 1, round_to is at least 1"));
         }
+        if let Some(name) = options.scores.keys().find(|name| !graph.find(name).is_some_and(|v| is_stored(graph, v))) {
+            return fail("prune", format!("scores are given for '{name}', which is no weight of the model"));
+        }
         let ranked: Vec<Ranked> =
             groups.groups.iter().map(|g| rank(graph, groups, g, options)).collect::<Result<_, _>>()?;
         let removed = |keep: f64| -> HashSet<u32> { ranked.iter().flat_map(|r| r.weakest(keep)).collect() };
@@ -227,6 +236,14 @@ impl Plan {
 
         let wanted = match options.target {
             PruneTarget::Channels(keep) => keep,
+            PruneTarget::Parameters(share) if after(0.0) as f64 > share * before as f64 => {
+                let least = after(0.0) as f64 / before.max(1) as f64;
+                let frozen = groups.frozen.join("; ");
+                return fail(
+                    "prune",
+                    format!("{share} of the parameters cannot be reached, {least:.4} is the least; frozen: {frozen}"),
+                );
+            }
             PruneTarget::Parameters(share) => last(|keep| after(keep) as f64 <= share * before as f64),
         };
         let least = before as f64 * (1.0 - max);
@@ -297,6 +314,7 @@ fn rank(graph: &Graph, groups: &Groups, group: &Group, options: &PruneOptions) -
         graph.nodes().filter(|(_, n)| n.is("", "BatchNormalization")).filter_map(|(_, n)| n.input(1)).collect();
     let axes: HashMap<Axis, Vec<u32>> = groups.links.axes().filter(|(a, _)| group.axes.contains(a)).collect();
     let mut scores: HashMap<u32, f64> = HashMap::new();
+    let mut scored = false;
     let mut unit = usize::MAX;
     for (value, axis) in &group.axes {
         let Some(tensor) = graph.initializer(*value) else { continue };
@@ -318,6 +336,7 @@ fn rank(graph: &Graph, groups: &Groups, group: &Group, options: &PruneOptions) -
             None if options.scores.is_empty() => tensor.to_f64_vec()?.into_iter().map(|v| v * v).collect(),
             None => continue,
         };
+        scored = true;
         let (_, extent, inner) = split_at(tensor.shape(), *axis);
         for (i, v) in values.into_iter().enumerate() {
             let class = classes[i / inner % extent];
@@ -325,6 +344,13 @@ fn rank(graph: &Graph, groups: &Groups, group: &Group, options: &PruneOptions) -
                 *scores.entry(class).or_default() += v;
             }
         }
+    }
+    if !scored {
+        let tensors = group.tensors.join(", ");
+        return fail(
+            "prune",
+            format!("no weight of the group '{}' has scores; give some for one of {tensors}", group.name),
+        );
     }
     // Every channel of a group lies in the same tensors: dividing by their number and by the mean keeps the order.
     let mut classes = group.classes.clone();

@@ -1,5 +1,6 @@
 //! Ranges of activations, gathered batch by batch in bounded memory and kept as JSON.
 
+use super::histogram::{ENTROPY_BINS, MOST_ENTROPY_BINS, PERCENTILE_BINS};
 use crate::ExportError;
 use crate::edit::fail;
 use limbeck_graph::Graph;
@@ -7,9 +8,6 @@ use limbeck_tensor::{Tensor, TensorMap};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
-
-/// Bins of the histogram behind [`Method::Percentile`].
-const BINS: usize = 2048;
 
 /// How a range follows from what was seen.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -22,18 +20,56 @@ pub enum Method {
     /// The range that holds this percentage of all values (99.999 is usual), cut equally on both sides, to the precision
     /// of a histogram of 2048 bins.
     Percentile(f64),
+    /// The range around zero that loses the least information on 128 levels, in nats of Kullback-Leibler divergence; for
+    /// activations with rare outliers. The histogram begins with 128 bins and keeps at most 4096.
+    Entropy,
+}
+
+impl Method {
+    /// Whether a record can have this many bins.
+    fn has_bins(self, bins: usize) -> bool {
+        match self {
+            Method::MinMax | Method::MovingAverage(_) => bins == 0,
+            Method::Percentile(_) => bins == PERCENTILE_BINS,
+            Method::Entropy => (ENTROPY_BINS..=MOST_ENTROPY_BINS).contains(&bins) && bins.is_multiple_of(2),
+        }
+    }
+
+    fn is_sound(self) -> bool {
+        match self {
+            Method::MovingAverage(weight) => (0.0..=1.0).contains(&weight),
+            Method::Percentile(percent) => (0.0..=100.0).contains(&percent),
+            Method::MinMax | Method::Entropy => true,
+        }
+    }
 }
 
 /// What was seen of one activation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Record {
-    min: f64,
-    max: f64,
+pub(super) struct Record {
+    pub(super) min: f64,
+    pub(super) max: f64,
     batches: u64,
     /// Counts of equal bins over `[-reach, reach]`; empty when the method needs none.
-    bins: Vec<u64>,
-    reach: f64,
+    pub(super) bins: Vec<u64>,
+    pub(super) reach: f64,
+}
+
+impl Record {
+    /// What is wrong with a record that was read.
+    fn fault(&self, method: Method) -> Option<&'static str> {
+        let counted = self.bins.iter().try_fold(0u64, |sum, &n| sum.checked_add(n));
+        match () {
+            () if !(self.min.is_finite() && self.max.is_finite() && self.min <= self.max) => {
+                Some("a range that is none")
+            }
+            () if !(self.reach.is_finite() && self.reach >= 0.0) => Some("a reach that is not 0 or more"),
+            () if !method.has_bins(self.bins.len()) => Some("another number of bins than its method makes"),
+            () if counted.is_none_or(|n| n > 1 << 53) => Some("more counts than there can be"),
+            () => None,
+        }
+    }
 }
 
 /// Ranges of named activations.
@@ -71,9 +107,13 @@ impl Calibration {
             _ => (record.min, record.max) = (record.min.min(min), record.max.max(max)),
         }
         record.batches += 1;
-        if matches!(self.method, Method::Percentile(_)) {
-            record.count(&values, min.abs().max(max.abs()));
+        let reach = min.abs().max(max.abs());
+        match self.method {
+            Method::Percentile(_) => record.widen(reach),
+            Method::Entropy => record.extend(reach),
+            Method::MinMax | Method::MovingAverage(_) => return Ok(()),
         }
+        record.count(&values);
         Ok(())
     }
 
@@ -90,6 +130,7 @@ impl Calibration {
         let record = self.records.get(name)?;
         Some(match self.method {
             Method::Percentile(percent) => record.percentile(percent),
+            Method::Entropy => record.entropy(),
             _ => (record.min, record.max),
         })
     }
@@ -118,54 +159,16 @@ impl Calibration {
         let bytes = std::fs::read(path).or_else(|e| fail("calibrate", format!("{}: {e}", path.display())))?;
         let read: Result<Calibration, _> = serde_json::from_slice(&bytes);
         let record = read.or_else(|e| fail("calibrate", format!("{}: {e}", path.display())))?;
-        match record.records.iter().find(|(_, r)| !r.bins.is_empty() && r.bins.len() != BINS) {
-            Some((name, _)) => fail("calibrate", format!("{}: '{name}' has not {BINS} bins", path.display())),
+        if !record.method.is_sound() {
+            return fail("calibrate", format!("{}: {:?} is out of range", path.display(), record.method));
+        }
+        match record.records.iter().find_map(|(name, r)| Some((name, r.fault(record.method)?))) {
+            Some((name, fault)) => {
+                fail("calibrate", format!("{}: '{name}' has {fault}; calibrate again", path.display()))
+            }
             None => Ok(record),
         }
     }
-}
-
-impl Record {
-    /// Adds values to the histogram, whose reach doubles (bins merge in pairs) until they fit.
-    fn count(&mut self, values: &[f64], reach: f64) {
-        if self.bins.is_empty() {
-            self.bins = vec![0; BINS];
-        }
-        if self.reach == 0.0 {
-            // All values so far were zero: they stay in the middle at any reach.
-            self.reach = reach;
-        }
-        while self.reach < reach {
-            let old = std::mem::replace(&mut self.bins, vec![0; BINS]);
-            for (i, n) in old.into_iter().enumerate() {
-                self.bins[BINS / 4 + i / 2] += n;
-            }
-            self.reach *= 2.0;
-        }
-        for v in values {
-            let place = if self.reach > 0.0 { (v / self.reach + 1.0) / 2.0 } else { 0.5 };
-            self.bins[((place * BINS as f64) as usize).min(BINS - 1)] += 1;
-        }
-    }
-
-    /// The range that remains when half of what exceeds `percent` is cut on either side.
-    fn percentile(&self, percent: f64) -> (f64, f64) {
-        let total: u64 = self.bins.iter().sum();
-        let cut = (total as f64 * (100.0 - percent) / 200.0).max(0.0);
-        let width = 2.0 * self.reach / BINS as f64;
-        let low = passing(self.bins.iter(), cut).map_or(self.min, |i| i as f64 * width - self.reach);
-        let high = passing(self.bins.iter().rev(), cut).map_or(self.max, |i| self.reach - i as f64 * width);
-        (low.max(self.min), high.min(self.max))
-    }
-}
-
-/// The bin at which the running count passes `cut`.
-fn passing<'a>(mut counts: impl Iterator<Item = &'a u64>, cut: f64) -> Option<usize> {
-    let mut sum = 0;
-    counts.position(|&n| {
-        sum += n;
-        sum as f64 > cut
-    })
 }
 
 /// The graph with these values as further outputs, to observe them on an engine. Names of graph inputs and of present
@@ -237,5 +240,25 @@ mod tests {
         assert!(error.contains("a/b") && error.contains("NaN"), "{error}");
         std::fs::write(&path, b"{\"method\": \"min_max\"}").unwrap();
         assert!(Calibration::load(&path).unwrap_err().to_string().contains("calibration.json"));
+        let hostile = |method: &str, record: serde_json::Value| {
+            let method: serde_json::Value = serde_json::from_str(method).unwrap();
+            let json = serde_json::json!({ "method": method, "records": { "x": record } });
+            std::fs::write(&path, json.to_string()).unwrap();
+            Calibration::load(&path).unwrap_err().to_string()
+        };
+        let record = |min: f64, max: f64, bins: Vec<u64>, reach: f64| serde_json::json!({ "min": min, "max": max, "batches": 1, "bins": bins, "reach": reach });
+        let percentile = "{\"percentile\": 99.0}";
+        for (error, says) in [
+            // Doubling a negative reach never ends.
+            (hostile(percentile, record(0.0, 1.0, vec![0; 2048], -1.0)), "'x' has a reach"),
+            (hostile(percentile, record(2.0, 1.0, vec![0; 2048], 1.0)), "'x' has a range"),
+            (hostile(percentile, record(0.0, 1.0, vec![0; 7], 1.0)), "number of bins"),
+            (hostile(percentile, record(0.0, 1.0, vec![u64::MAX; 2048], 1.0)), "more counts"),
+            (hostile("\"entropy\"", record(0.0, 1.0, vec![0; 129], 1.0)), "number of bins"),
+            (hostile("\"min_max\"", record(0.0, 1.0, vec![0; 2048], 1.0)), "number of bins"),
+            (hostile("{\"percentile\": -5.0}", record(0.0, 1.0, vec![0; 2048], 1.0)), "out of range"),
+        ] {
+            assert!(error.contains(says), "{error}");
+        }
     }
 }

@@ -2,11 +2,14 @@
 //! DequantizeLinear pairs that ONNX Runtime fuses; `Tract` writes QLinearConv and MatMulInteger, the forms that tract runs
 //! in integers, with float islands between them.
 
+mod accuracy;
 mod calibrate;
 mod grid;
+mod histogram;
 mod integer;
 mod qdq;
 
+pub use accuracy::{AccuracyReport, Sensitivity, quantise_within};
 pub use calibrate::{Calibration, Method, with_outputs};
 pub use grid::{Grid, asymmetric_grid, symmetric_grid};
 
@@ -85,6 +88,17 @@ pub fn quantise(
     calibration: &Calibration,
     options: &QuantOptions,
 ) -> Result<(Graph, QuantReport), ExportError> {
+    let graph = rewritten(graph, calibration, options)?;
+    let nodes = precisions(&graph);
+    let int_nodes = nodes.iter().filter(|n| n.integer).count();
+    if int_nodes == 0 {
+        return fail("quantise", "no Conv, Gemm or MatMul with constant weights could be quantised");
+    }
+    let report = QuantReport { int_nodes, float_nodes: nodes.len() - int_nodes, nodes };
+    Ok((graph, report))
+}
+
+fn rewritten(graph: &Graph, calibration: &Calibration, options: &QuantOptions) -> Result<Graph, ExportError> {
     if !matches!(options.activations, DType::U8 | DType::I8) {
         return fail("quantise", format!("activations are uint8 or int8, not {}", options.activations));
     }
@@ -106,13 +120,16 @@ pub fn quantise(
     graph.remove_dead();
     graph.infer_types()?;
     graph.verify()?;
-    let nodes = precisions(&graph);
-    let int_nodes = nodes.iter().filter(|n| n.integer).count();
-    if int_nodes == 0 {
-        return fail("quantise", "no Conv, Gemm or MatMul with constant weights could be quantised");
-    }
-    let report = QuantReport { int_nodes, float_nodes: nodes.len() - int_nodes, nodes };
-    Ok((graph, report))
+    Ok(graph)
+}
+
+/// Names of the nodes that quantisation would change, in execution order.
+fn candidates(graph: &Graph, options: &QuantOptions) -> Result<Vec<String>, ExportError> {
+    let mut folded = graph.clone();
+    fold_batch_norm(&mut folded)?;
+    let adds = options.profile == Profile::Server;
+    let chosen = folded.nodes().filter(|(_, n)| has_weights(&folded, n) || adds && is_residual(&folded, n));
+    Ok(chosen.map(|(id, _)| folded.label(id)).filter(|name| !options.keep_float.contains(name)).collect())
 }
 
 /// What both profiles need.
@@ -162,13 +179,12 @@ fn has_weights(graph: &Graph, node: &Node) -> bool {
     }
 }
 
-/// A residual Add of two f32 activations.
+/// A residual Add of two f32 activations of the result's shape. Another Add of activations may be a mask on attention
+/// scores, whose -10000 would leave the scores no step to lie on.
 fn is_residual(graph: &Graph, node: &Node) -> bool {
-    let activation = |i: usize| {
-        let ty = node.input(i).filter(|v| graph.constant(*v).is_none()).and_then(|v| graph.ty(v));
-        ty.is_some_and(|t| t.dtype == DType::F32)
-    };
-    node.is("", "Add") && activation(0) && activation(1)
+    let result = node.output(0).and_then(|y| graph.ty(y)).filter(|t| t.dtype == DType::F32 && t.dims.is_some());
+    let activation = |i: usize| node.input(i).filter(|v| graph.constant(*v).is_none()).and_then(|v| graph.ty(v));
+    node.is("", "Add") && result.is_some() && activation(0) == result && activation(1) == result
 }
 
 /// The node that follows as the only reader when it merely cuts off below zero: Relu, or Clip from 0.

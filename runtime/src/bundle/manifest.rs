@@ -1,7 +1,8 @@
 //! `bundle.json`: what a bundle holds, each file with its size and SHA-256.
 
+use super::files::{io, read_plain};
 use crate::{RuntimeError, TensorEntry};
-use limbeck_tensor::{Bytes, TensorError, map_file};
+use limbeck_tensor::{Bytes, map_file};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
@@ -160,17 +161,15 @@ impl BundleManifest {
     /// Reads the manifest of the bundle in `root` and checks names and format, but no other file.
     ///
     /// # Errors
-    /// No manifest, unknown or missing keys, another format, a name that leads out of the bundle or is used for two
-    /// files.
+    /// No manifest, or one that is not a plain file (a link is refused) of at most 4 MiB; unknown or missing keys, another
+    /// format, a name that leads out of the bundle or is used for two files.
     pub fn read(root: &Path) -> Result<BundleManifest, RuntimeError> {
         let path = root.join(MANIFEST);
         let wrong = |reason: String| RuntimeError::Manifest { file: path.display().to_string(), reason };
-        let size = std::fs::metadata(&path).map_err(io(&path))?.len();
-        if size > LARGEST {
-            return Err(wrong(format!("has {size} bytes; a manifest has at most {LARGEST}")));
-        }
-        let text = std::fs::read_to_string(&path).map_err(io(&path))?;
-        let value: serde_json::Value = serde_json::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+        let Some(text) = read_plain(&path, LARGEST)? else {
+            return Err(io(&path)(std::io::ErrorKind::NotFound.into()));
+        };
+        let value: serde_json::Value = serde_json::from_slice(&text).map_err(|e| wrong(e.to_string()))?;
         let format = value.get("format").and_then(serde_json::Value::as_u64);
         if format != Some(u64::from(FORMAT)) {
             return Err(wrong(format!("`format` is {format:?}, but this version reads {FORMAT}; export it again")));
@@ -208,10 +207,6 @@ pub(crate) fn sha256(content: &[u8]) -> String {
     Sha256::digest(content).iter().map(|b| format!("{b:02x}")).collect()
 }
 
-pub(super) fn io(path: &Path) -> impl Fn(std::io::Error) -> RuntimeError + '_ {
-    |source| TensorError::Io { path: path.to_owned(), source }.into()
-}
-
 /// A mapped file; an empty one, which cannot be mapped everywhere, is empty bytes.
 fn read(path: &Path) -> Result<Bytes, RuntimeError> {
     match std::fs::metadata(path).map_err(io(path))?.len() {
@@ -234,7 +229,7 @@ fn inside(root: &Path, file: &str) -> Result<PathBuf, RuntimeError> {
         return refuse("is not a plain relative path inside the bundle");
     }
     let first = path.components().next().map(|c| c.as_os_str());
-    let own = [MANIFEST, super::slots::FOLDER, super::slots::CURRENT, super::slots::LEDGER];
+    let own = [MANIFEST, super::slots::FOLDER, super::slots::CURRENT, super::ledger::LEDGER];
     if own.iter().any(|name| first == Some(name.as_ref())) {
         return refuse("is a name that the bundle keeps for itself");
     }

@@ -2,15 +2,22 @@
 //!
 //! [`Bundle::open`] compares every file with the manifest and finds the weights to use; [`Bundle::session`] runs the
 //! self-test before it serves.
+//!
+//! The manifest lists what was shipped. What is learned on the device lies beside it in `slots/`, `current` and
+//! `ledger.jsonl`, which no manifest covers: whoever can write the folder can change what serves. An archive that brings
+//! such files along would have its weights served unlisted; open what was just received with [`Bundle::open_received`],
+//! which refuses it.
 
+mod files;
+mod ledger;
 mod manifest;
 mod self_test;
 mod slots;
 
+pub use ledger::LedgerEntry;
 pub(crate) use manifest::sha256;
 pub use manifest::{BundleManifest, FORMAT, FileEntry, Form, MANIFEST, ModelEntry, SelfTestEntry, StepVariant};
 pub use self_test::{OutputCheck, SelfTestReport};
-pub use slots::LedgerEntry;
 
 use crate::{CompileOptions, Engine, Model, RuntimeError, Session, StateRole, StepManifest, TensorEntry, ValueSpec};
 use limbeck_tensor::{Tensor, TensorMap, io::read_safetensors};
@@ -56,7 +63,8 @@ impl Bundle {
     ///
     /// # Errors
     /// As [`BundleManifest::read`]; a file that is missing or has another size or checksum; state that the shipped
-    /// values lack or have with another type or shape.
+    /// values lack or have with another type or shape; a link or something else that is no plain file or folder where
+    /// learned weights are kept.
     pub fn open(root: impl AsRef<Path>) -> Result<Bundle, RuntimeError> {
         let root = root.as_ref().to_owned();
         let manifest = BundleManifest::read(&root)?;
@@ -69,6 +77,7 @@ impl Bundle {
         for step in &manifest.steps {
             check_state(&step_manifest(&root, &step.manifest)?, &step.manifest.file, &initial)?;
         }
+        slots::check_plain(&root)?;
         let mut problems = vec![];
         let mut weights = initial.clone();
         let slot = slots::choose(&root, &manifest.state.sha256, &mut problems);
@@ -87,6 +96,17 @@ impl Bundle {
             tracing::warn!(bundle = %root.display(), "{problem}");
         }
         Ok(Bundle { root, manifest, model, initial, weights, report: OpenReport { origin, problems } })
+    }
+
+    /// Opens a bundle that was just unpacked or copied to this device, before it is used for the first time: as
+    /// [`Bundle::open`], but all that lies in the folder must be listed in the manifest, so that no weights, ledger or
+    /// other file come along unseen.
+    ///
+    /// # Errors
+    /// As [`Bundle::open`]; something in the folder that the manifest does not list, named.
+    pub fn open_received(root: impl AsRef<Path>) -> Result<Bundle, RuntimeError> {
+        files::only_listed(root.as_ref(), &BundleManifest::read(root.as_ref())?)?;
+        Bundle::open(root)
     }
 
     /// Where the weights come from, and what was passed over.
@@ -217,22 +237,23 @@ impl Bundle {
     }
 
     /// Keeps learned values: from the moment this returns, opening the bundle gives them. Power loss at any byte before
-    /// leaves the old ones. Returns the ledger's line, with its sequence and the checksum of the weights.
+    /// leaves the old ones. Returns the ledger's line, with its sequence and the checksum of the weights; a line that
+    /// could not be written is a warning, and the next commit writes it.
     ///
     /// # Errors
-    /// A value of the model that is missing; one that the shipped state lacks, or has with another type or shape; one
-    /// that is not finite; a file that cannot be written. The old weights then stay.
+    /// A value of the model that is missing; one that the shipped state lacks, or has with another type or shape; a value
+    /// or a metric that is not finite; a link in the way; a file that cannot be written. The old weights then stay.
     pub fn commit(&self, weights: &TensorMap, entry: &LedgerEntry) -> Result<LedgerEntry, RuntimeError> {
         fits(&self.model, &self.initial, weights)?;
-        slots::commit(&self.root, &self.manifest.state.sha256, weights, entry)
+        slots::commit(&self.root, &self.manifest.state.sha256, weights, entry, &mut |_| Ok(()))
     }
 
     /// Every commit, oldest first.
     ///
     /// # Errors
-    /// A ledger that cannot be read or holds a line that is none.
+    /// A ledger that is no plain file of at most 64 MiB (move a longer one away), or holds a line that is none.
     pub fn ledger(&self) -> Result<Vec<LedgerEntry>, RuntimeError> {
-        slots::ledger(&self.root)
+        ledger::read(&self.root)
     }
 }
 

@@ -1,43 +1,25 @@
 //! Learned weights on disk: two slots, a pointer and a ledger, so that power loss at any byte leaves a working model.
 //!
 //! `slots/a` and `slots/b` each hold `weights.safetensors` and `slot.json`, its record. A commit writes the slot that is
-//! not current, then its record, then replaces the file `current`, each atomically; before the last rename the old
-//! weights count, after it the new ones. A line of `ledger.jsonl` follows; if power is lost before, the next commit
-//! writes it from the record.
+//! not current, then its record, reads both again, then replaces the file `current`, each atomically; before the last
+//! rename the old weights count, after it the new ones. A line of `ledger.jsonl` follows; if power is lost before, the
+//! next commit writes it from the record.
 
-use super::manifest::{io, sha256};
+use super::files::{io, is_file, is_folder, read_plain};
+use super::ledger::{self, LEDGER, LedgerEntry, json};
+use super::manifest::sha256;
 use crate::RuntimeError;
-use limbeck_tensor::{TensorMap, io::read_safetensors, io::write_safetensors, map_file, replace_file};
+use limbeck_tensor::{TensorMap, create_folder, io::read_safetensors, io::write_safetensors, map_file, replace_file};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
+use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 
 pub(super) const FOLDER: &str = "slots";
 pub(super) const CURRENT: &str = "current";
-pub(super) const LEDGER: &str = "ledger.jsonl";
 const NAMES: [&str; 2] = ["a", "b"];
 
-/// Why weights were replaced: a line of `ledger.jsonl`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LedgerEntry {
-    /// Number of the commit, from 1; set by the commit.
-    pub sequence: u64,
-    /// SHA-256 of the weights file; set by the commit.
-    pub weights: String,
-    /// The train step and its form, such as `field (fused)`.
-    pub step: String,
-    /// Runs of the step since the learner began.
-    pub runs: u64,
-    /// SHA-256 of the rows and labels that were learned from, in the order they came.
-    pub data: Vec<String>,
-    /// Metrics of the weights that were replaced.
-    pub before: BTreeMap<String, f64>,
-    /// Metrics of these weights.
-    pub after: BTreeMap<String, f64>,
-}
+/// Bytes of the largest record that is read.
+const LARGEST_RECORD: u64 = 4 << 20;
 
 /// The record of a slot.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -67,6 +49,23 @@ fn paths(root: &Path, name: &str) -> (PathBuf, PathBuf) {
     (folder.join("weights.safetensors"), folder.join("slot.json"))
 }
 
+fn lock_path(root: &Path) -> PathBuf {
+    root.join(FOLDER).join("lock")
+}
+
+/// Refuses links, and anything else but plain files and folders, wherever commits read and write: an archive could
+/// otherwise make them write outside of the bundle.
+pub(super) fn check_plain(root: &Path) -> Result<(), RuntimeError> {
+    is_folder(&root.join(FOLDER))?;
+    for name in NAMES {
+        is_folder(&root.join(FOLDER).join(name))?;
+        let (weights, record) = paths(root, name);
+        is_file(&weights)?;
+        is_file(&record)?;
+    }
+    [lock_path(root), root.join(CURRENT), root.join(LEDGER)].iter().try_for_each(|path| is_file(path).map(drop))
+}
+
 /// The slot to use, if any; what had to be passed over on the way is said in `problems`.
 pub(super) fn choose(root: &Path, base: &str, problems: &mut Vec<String>) -> Option<Slot> {
     let mut whole: Vec<Slot> = vec![];
@@ -78,15 +77,13 @@ pub(super) fn choose(root: &Path, base: &str, problems: &mut Vec<String>) -> Opt
         }
     }
     let pointer = root.join(CURRENT);
-    let wanted = match std::fs::read_to_string(&pointer) {
-        Ok(text) => match NAMES.into_iter().find(|name| *name == text.trim()) {
-            Some(name) => Some(name),
-            None => {
-                problems.push(format!("{} names no slot; the newest whole one is used", pointer.display()));
-                None
-            }
-        },
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+    let wanted = match pointed(root) {
+        Ok(Some(Ok(name))) => Some(name),
+        Ok(Some(Err(()))) => {
+            problems.push(format!("{} names no slot; the newest whole one is used", pointer.display()));
+            None
+        }
+        Ok(None) => {
             // A second commit cannot begin before the first made the pointer.
             if !whole.iter().any(|slot| slot.entry.sequence > 1) {
                 whole.iter().for_each(|s| problems.push(format!("slot {} was never made current; not used", s.name)));
@@ -96,7 +93,7 @@ pub(super) fn choose(root: &Path, base: &str, problems: &mut Vec<String>) -> Opt
             None
         }
         Err(e) => {
-            problems.push(format!("{}: {e}; the newest whole slot is used", pointer.display()));
+            problems.push(format!("{e}; the newest whole slot is used"));
             None
         }
     };
@@ -110,13 +107,17 @@ pub(super) fn choose(root: &Path, base: &str, problems: &mut Vec<String>) -> Opt
     whole.into_iter().max_by_key(|slot| slot.entry.sequence)
 }
 
+/// The slot that the pointer names; `Err` inside when it names none, `None` when there is no pointer.
+fn pointed(root: &Path) -> Result<Option<Result<&'static str, ()>>, RuntimeError> {
+    let text = read_plain(&root.join(CURRENT), 16)?;
+    Ok(text.map(|text| NAMES.into_iter().find(|name| name.as_bytes() == text.trim_ascii()).ok_or(())))
+}
+
 /// A slot whose weights match its record; `None` if nothing was ever written there.
 fn open(root: &Path, name: &'static str, base: &str) -> Result<Option<Slot>, String> {
     let (weights, record) = paths(root, name);
-    if !record.exists() {
-        return Ok(None);
-    }
-    let text = std::fs::read(&record).map_err(|e| format!("{}: {e}", record.display()))?;
+    let text = read_plain(&record, LARGEST_RECORD).map_err(|e| e.to_string())?;
+    let Some(text) = text else { return Ok(None) };
     let found: Record = serde_json::from_slice(&text).map_err(|e| format!("{}: {e}", record.display()))?;
     if found.base != base {
         return Err(format!("{}: the weights grew from another shipped state", record.display()));
@@ -132,83 +133,161 @@ fn open(root: &Path, name: &'static str, base: &str) -> Result<Option<Slot>, Str
     Ok(Some(Slot { name, entry: found.entry, path: weights }))
 }
 
+/// Is called ahead of every change on disk with what is to change; an error ends the commit there, as power loss would.
+pub(super) type Before<'a> = &'a mut dyn FnMut(&str) -> Result<(), RuntimeError>;
+
 /// Writes weights into the slot that is not in use and makes it current. Returns the entry with sequence and checksum.
+/// An error means that the old weights count.
 pub(super) fn commit(
     root: &Path,
     base: &str,
     weights: &TensorMap,
     entry: &LedgerEntry,
+    before: Before<'_>,
 ) -> Result<LedgerEntry, RuntimeError> {
-    let folder = root.join(FOLDER);
+    entry.check()?;
+    check_plain(root)?;
     for name in NAMES {
-        std::fs::create_dir_all(folder.join(name)).map_err(io(&folder))?;
+        before("folder")?;
+        create_folder(&root.join(FOLDER).join(name))?;
     }
-    let lock_path = folder.join("lock");
+    let lock_path = lock_path(root);
     let lock = OpenOptions::new().create(true).write(true).truncate(false).open(&lock_path).map_err(io(&lock_path))?;
     lock.lock().map_err(io(&lock_path))?; // until it is dropped
 
     let now = choose(root, base, &mut vec![]);
-    let ledger = root.join(LEDGER);
-    let lines = mend(&ledger)?;
+    before("torn line")?;
+    let lines = ledger::mend(root)?;
     if let Some(slot) = &now
         && !lines.iter().any(|line| line.sequence == slot.entry.sequence)
     {
-        append(&ledger, &slot.entry)?;
+        before("missing line")?;
+        ledger::append(root, &slot.entry)?;
     }
     let last = now.as_ref().map(|slot| slot.entry.sequence).into_iter().chain(lines.iter().map(|l| l.sequence)).max();
+    let Some(sequence) = last.unwrap_or(0).checked_add(1) else {
+        let reason = "gives the last commit the largest number there is".into();
+        return Err(RuntimeError::Tampered { file: root.join(LEDGER), reason });
+    };
     let name = if now.is_some_and(|slot| slot.name == NAMES[0]) { NAMES[1] } else { NAMES[0] };
     let (file, record) = paths(root, name);
+    before("weights")?;
     write_safetensors(&file, weights)?;
     let content = map_file(&file)?;
-    let entry = LedgerEntry { sequence: last.unwrap_or(0) + 1, weights: sha256(&content), ..entry.clone() };
+    let entry = LedgerEntry { sequence, weights: sha256(&content), ..entry.clone() };
     let whole = Record { base: base.into(), bytes: content.len() as u64, entry: entry.clone() };
+    before("record")?;
     replace_file(&record, json(&record, &whole)?.as_bytes())?;
-    replace_file(&root.join(CURRENT), name.as_bytes())?;
-    append(&ledger, &entry)?;
+    let unusable = |reason: String| RuntimeError::Tampered { file: record.clone(), reason };
+    match open(root, name, base).map_err(unusable)? {
+        Some(slot) if slot.entry.sequence == sequence && slot.weights()? == *weights => {}
+        _ => return Err(unusable("is not what was just written".into())),
+    }
+    before("pointer")?;
+    if let Err(e) = replace_file(&root.join(CURRENT), name.as_bytes()) {
+        if !matches!(pointed(root), Ok(Some(Ok(now))) if now == name) {
+            return Err(e.into());
+        }
+        tracing::warn!(bundle = %root.display(), "slot {name} is current, but may not survive power loss: {e}");
+    }
+    if let Err(e) = before("line").and_then(|()| ledger::append(root, &entry)) {
+        tracing::warn!(bundle = %root.display(), "commit {sequence} counts, but its ledger line is left to the next: {e}");
+    }
     Ok(entry)
 }
 
-/// The whole lines of the ledger.
-pub(super) fn ledger(root: &Path) -> Result<Vec<LedgerEntry>, RuntimeError> {
-    let path = root.join(LEDGER);
-    match std::fs::read_to_string(&path) {
-        Ok(text) => parse(&path, &text),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(vec![]),
-        Err(e) => Err(io(&path)(e)),
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use limbeck_tensor::Tensor;
+    use std::collections::BTreeMap;
+
+    fn all(value: f32) -> TensorMap {
+        TensorMap::from([("w".into(), Tensor::new([3], vec![value; 3]).unwrap())])
     }
-}
 
-fn parse(path: &Path, text: &str) -> Result<Vec<LedgerEntry>, RuntimeError> {
-    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-    let wrong =
-        |line, e| RuntimeError::Manifest { file: path.display().to_string(), reason: format!("line {line}: {e}") };
-    whole.lines().enumerate().map(|(i, line)| serde_json::from_str(line).map_err(|e| wrong(i + 1, e))).collect()
-}
-
-/// The lines of the ledger that can be read, after a line torn by power loss was cut off.
-fn mend(path: &Path) -> Result<Vec<LedgerEntry>, RuntimeError> {
-    let mut file: File = match OpenOptions::new().read(true).write(true).open(path) {
-        Ok(file) => file,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(vec![]),
-        Err(e) => return Err(io(path)(e)),
-    };
-    let mut bytes = vec![];
-    file.read_to_end(&mut bytes).map_err(io(path))?;
-    let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |end| end + 1);
-    if whole < bytes.len() {
-        file.set_len(whole as u64).and_then(|()| file.sync_all()).map_err(io(path))?;
+    fn entry() -> LedgerEntry {
+        let after = BTreeMap::from([("accuracy".into(), 0.5)]);
+        let (step, data) = ("adapt".into(), vec![]);
+        LedgerEntry { sequence: 0, weights: String::new(), step, runs: 1, data, before: BTreeMap::new(), after }
     }
-    Ok(bytes[..whole].split(|b| *b == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect())
-}
 
-fn append(path: &Path, entry: &LedgerEntry) -> Result<(), RuntimeError> {
-    let line = json(path, entry)? + "\n";
-    let mut file = OpenOptions::new().create(true).append(true).open(path).map_err(io(path))?;
-    file.write_all(line.as_bytes()).and_then(|()| file.sync_all()).map_err(io(path))
-}
+    /// Sequence and value of the weights to use.
+    fn used(root: &Path) -> Option<(u64, f32)> {
+        let slot = choose(root, "base", &mut vec![])?;
+        Some((slot.entry.sequence, slot.weights().unwrap()["w"].to_vec::<f32>().unwrap()[0]))
+    }
 
-fn json(path: &Path, value: &impl Serialize) -> Result<String, RuntimeError> {
-    let wrong =
-        |e: serde_json::Error| RuntimeError::Manifest { file: path.display().to_string(), reason: e.to_string() };
-    serde_json::to_string(value).map_err(wrong)
+    #[test]
+    fn power_loss_ahead_of_any_change_leaves_the_old_or_the_new_weights() {
+        // First, second and third commit: without a pointer, with one slot, with two. The ledger's last line is missing
+        // or torn as often as not.
+        for commits in 0..3u64 {
+            for torn in [false, true] {
+                let mut reached = vec![];
+                for n in 0.. {
+                    let dir = tempfile::tempdir().unwrap();
+                    let root = dir.path();
+                    for i in 1..=commits {
+                        commit(root, "base", &all(i as f32), &entry(), &mut |_| Ok(())).unwrap();
+                    }
+                    if torn && commits > 0 {
+                        let text = std::fs::read(root.join(LEDGER)).unwrap();
+                        std::fs::write(root.join(LEDGER), &text[..text.len() - 7]).unwrap();
+                    }
+                    let old = used(root);
+                    let mut left = n;
+                    let result = commit(root, "base", &all(9.0), &entry(), &mut |what| {
+                        if left == 0 {
+                            reached.push(what.to_owned());
+                            return Err(RuntimeError::Data { what: what.into(), reason: "power loss".into() });
+                        }
+                        left -= 1;
+                        Ok(())
+                    });
+                    // A temporary file may lie about as well.
+                    let litter = root.join(FOLDER).join(".limbeck-torn");
+                    let _ = std::fs::write(litter, b"torn");
+                    let new = Some((commits + 1, 9.0));
+                    assert_eq!(used(root), if result.is_ok() { new } else { old }, "{commits} commits, change {n}");
+                    let next = commit(root, "base", &all(10.0), &entry(), &mut |_| Ok(())).unwrap();
+                    let expected = commits + 1 + u64::from(result.is_ok());
+                    assert_eq!((next.sequence, used(root)), (expected, Some((expected, 10.0))));
+                    let lines: Vec<u64> = ledger::read(root).unwrap().iter().map(|line| line.sequence).collect();
+                    assert_eq!(lines, (1..=expected).collect::<Vec<_>>(), "{commits} commits, change {n}");
+                    if left > 0 {
+                        break;
+                    }
+                }
+                let lost = if torn && commits > 0 { &["missing line"][..] } else { &[] };
+                let mut expected = vec!["folder", "folder", "torn line"];
+                expected.extend(lost);
+                expected.extend(["weights", "record", "pointer", "line"]);
+                assert_eq!(reached, expected);
+            }
+        }
+    }
+
+    #[test]
+    fn what_could_not_be_read_again_is_not_made_current() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        commit(root, "base", &all(1.0), &entry(), &mut |_| Ok(())).unwrap();
+        for value in [f64::NAN, f64::INFINITY] {
+            let bad = LedgerEntry { after: BTreeMap::from([("accuracy".into(), value)]), ..entry() };
+            let error = commit(root, "base", &all(2.0), &bad, &mut |_| Ok(())).unwrap_err().to_string();
+            assert!(error.contains("`accuracy`") && error.contains("finite"), "{error}");
+        }
+        // The record is longer than is read again.
+        let long = LedgerEntry { data: vec!["0".repeat(64); 70_000], ..entry() };
+        let error = commit(root, "base", &all(2.0), &long, &mut |_| Ok(())).unwrap_err().to_string();
+        assert!(error.contains("4194304 bytes"), "{error}");
+        assert_eq!(used(root), Some((1, 1.0)));
+        // A record that leaves no number for the next commit.
+        let (_, record) = paths(root, "a");
+        let text = std::fs::read_to_string(&record).unwrap();
+        std::fs::write(&record, text.replace("\"sequence\":1", &format!("\"sequence\":{}", u64::MAX))).unwrap();
+        let error = commit(root, "base", &all(2.0), &entry(), &mut |_| Ok(())).unwrap_err().to_string();
+        assert!(error.contains("largest number"), "{error}");
+    }
 }

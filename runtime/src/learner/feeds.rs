@@ -1,7 +1,8 @@
 //! What is fed to a train step: new rows, their labels or the teacher's, old rows, numbers, noise.
 
 use super::{Learner, LearnerOptions, TeacherKind, refuse};
-use crate::{Bundle, Replay, RuntimeError, StateStore, StepManifest, TensorEntry, noise, rows};
+use crate::session::check_size;
+use crate::{Bundle, Replay, RuntimeError, StateStore, StepManifest, TensorEntry, ValueSpec, noise, rows};
 use limbeck_tensor::{DType, Tensor};
 
 /// A row of the window, `[1, ...]`.
@@ -29,8 +30,8 @@ fn dtype(entry: &TensorEntry) -> Result<DType, RuntimeError> {
     }
 }
 
-/// The step asks only for what a learner can feed.
-pub(super) fn check(manifest: &StepManifest) -> Result<(), RuntimeError> {
+/// The step asks only for what a learner can feed, and its manifest lists just what its model takes.
+pub(super) fn check(manifest: &StepManifest, inputs: &[ValueSpec]) -> Result<(), RuntimeError> {
     for e in &manifest.batch {
         if !KNOWN.contains(&e.name.as_str()) {
             return refuse(format!("the step asks for `{}`; a learner feeds {KNOWN:?}", e.name));
@@ -38,7 +39,6 @@ pub(super) fn check(manifest: &StepManifest) -> Result<(), RuntimeError> {
         if e.shape.is_empty() {
             return refuse(format!("the step's input `{}` has no rows", e.name));
         }
-        dtype(e)?;
     }
     let same = |names: [&str; 3]| {
         let extents: Vec<usize> = names.iter().filter_map(|name| extent(manifest, name)).collect();
@@ -50,7 +50,36 @@ pub(super) fn check(manifest: &StepManifest) -> Result<(), RuntimeError> {
     {
         return refuse("the step has no input `x`, or inputs for the same rows with other row counts");
     }
-    Ok(())
+    let mut listed: Vec<(&str, Option<DType>, &[usize])> = vec![];
+    for e in &manifest.batch {
+        listed.push((&e.name, Some(dtype(e)?), &e.shape));
+    }
+    listed.extend(manifest.scalars.iter().map(|s| (s.name.as_str(), None, &[][..])));
+    listed.extend(manifest.noise.iter().map(|e| (e.name.as_str(), Some(DType::F32), &e.shape[..])));
+    for (i, (name, dtype, shape)) in listed.iter().enumerate() {
+        let Some(input) = inputs.iter().find(|input| input.name == *name) else {
+            return refuse(format!(
+                "the step's manifest lists `{name}`, which its model does not take; export it again"
+            ));
+        };
+        if !input.accepts(dtype.unwrap_or(input.dtype), shape) {
+            let said = format!("{} {shape:?}", dtype.map_or("a number", |d| d.name()));
+            return refuse(format!(
+                "the step's manifest says that `{name}` is {said}, its model {input}; export it again"
+            ));
+        }
+        if listed[..i].iter().any(|(other, ..)| other == name) {
+            return refuse(format!("the step's manifest lists `{name}` twice; export it again"));
+        }
+        check_size(input)?;
+    }
+    match inputs.iter().find(|input| !listed.iter().any(|(name, ..)| *name == input.name)) {
+        Some(input) => refuse(format!(
+            "the step's model takes `{}`, which its manifest does not list; export it again",
+            input.name
+        )),
+        None => Ok(()),
+    }
 }
 
 /// Replay with the bundle's old rows, if the step or the options ask for one.

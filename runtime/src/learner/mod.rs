@@ -25,7 +25,8 @@ pub use options::{GateOptions, GateReport, LearnReport, LearnerOptions, TeacherK
 use crate::bundle::sha256;
 use crate::session::predict;
 use crate::{
-    Bundle, Engine, LedgerEntry, Program, Replay, RuntimeError, Session, StateRole, StateStore, StepManifest, rows,
+    Bundle, Engine, LedgerEntry, Program, Replay, RuntimeError, Session, StateRole, StateStore, StepManifest,
+    StepVariant, rows,
 };
 use feeds::Observed;
 use limbeck_tensor::{Tensor, TensorMap};
@@ -88,8 +89,8 @@ impl Learner {
     /// Opens a session on the bundle, compiles the step that the options name, and seeds replay.
     ///
     /// # Errors
-    /// As [`Bundle::session`]; no step, form or gate as the options ask for; a step that asks for what is not in the
-    /// table above.
+    /// As [`Bundle::session`]; no step, form or gate as the options ask for, or none that the engine has; a step that asks
+    /// for what is not in the table above, or whose manifest and model disagree about what is fed.
     pub fn new(bundle: Bundle, engine: &dyn Engine, options: LearnerOptions) -> Result<Learner, RuntimeError> {
         let (tested, _) = bundle.tested(engine, &options.compile)?;
         let (serving, shipped) = (tested.program(), tested.store());
@@ -98,7 +99,11 @@ impl Learner {
             return refuse("the model's weights are constants, so that none can be replaced; export it for learning");
         }
         let (step_label, manifest, program) = choose_step(&bundle, engine, &options)?;
-        feeds::check(&manifest)?;
+        feeds::check(&manifest, program.inputs())?;
+        if let Some(name) = options.scalars.keys().find(|name| !manifest.scalars.iter().any(|s| s.name == **name)) {
+            let known: Vec<&str> = manifest.scalars.iter().map(|s| s.name.as_str()).collect();
+            return refuse(format!("the step has no scalar `{name}`; it has {known:?}"));
+        }
         let mut store = engine.new_store();
         let needed = manifest.state.iter().map(|e| &e.name).chain(serving.state().iter().map(|s| &s.name));
         for name in needed {
@@ -292,6 +297,7 @@ impl Learner {
             self.window.clear();
             self.latest = 0;
             self.pending.clear();
+            self.skipped_in_row = 0;
             tracing::info!(before, after, shipped, finite, "the candidate was rolled back");
         }
         self.trained = false;
@@ -358,10 +364,10 @@ impl Learner {
         rows::accuracy(&self.logits(store, &gate.x)?, &gate.labels)
     }
 
-    /// Whether every value of the candidate that the model serves with is finite.
+    /// Whether every value of the candidate is finite, those that only a later step or commit reads included.
     fn finite(&self) -> Result<bool, RuntimeError> {
-        for spec in self.serving.state() {
-            if !self.store.get(&spec.name)?.all_finite() {
+        for name in self.store.names() {
+            if !self.store.get(name)?.all_finite() {
                 return Ok(false);
             }
         }
@@ -383,29 +389,45 @@ fn skipped(metrics: &BTreeMap<String, f64>) -> bool {
     metrics.get("finite").is_some_and(|v| *v < 0.5)
 }
 
-/// The step that the options ask for: label, manifest, program.
+/// The step that the options ask for: label, manifest, program. Where they leave the form open, it is the bundle's first
+/// that the engine has and the bytes allow.
 fn choose_step(
     bundle: &Bundle,
     engine: &dyn Engine,
     options: &LearnerOptions,
 ) -> Result<(String, StepManifest, Box<dyn Program>), RuntimeError> {
     let steps = &bundle.manifest().steps;
-    let show = || steps.iter().map(|s| format!("{} ({})", s.name, s.form)).collect::<Vec<_>>().join(", ");
+    let show =
+        |list: &[&StepVariant]| list.iter().map(|s| format!("{} ({})", s.name, s.form)).collect::<Vec<_>>().join(", ");
     let Some(name) = options.step.as_ref().or(steps.first().map(|s| &s.name)) else {
         return refuse("the bundle has no train step; export it with one");
     };
-    let fits = |bytes: u64| options.max_bytes.is_none_or(|most| bytes <= most);
-    let named: Vec<_> = steps.iter().filter(|s| s.name == *name && options.form.is_none_or(|f| f == s.form)).collect();
-    let Some(variant) = named.iter().find(|s| fits(s.predicted_bytes)) else {
-        return match named.iter().map(|s| s.predicted_bytes).min() {
-            Some(least) => refuse(format!(
-                "`{name}` needs {least} bytes or more, {} are allowed; export a smaller batch or fewer trained layers",
+    let asked = |s: &&StepVariant| s.name == *name && options.form.is_none_or(|form| form == s.form);
+    let named: Vec<&StepVariant> = steps.iter().filter(asked).collect();
+    let (runs, lacks): (Vec<&StepVariant>, Vec<_>) = named.iter().partition(|s| engine.forms().contains(&s.form));
+    let fits = |s: &&&StepVariant| options.max_bytes.is_none_or(|most| s.predicted_bytes <= most);
+    let Some(variant) = runs.iter().find(fits) else {
+        let least = runs.iter().map(|s| s.predicted_bytes).min();
+        return match (least, named.is_empty()) {
+            (Some(least), _) => refuse(format!(
+                "`{name}` needs {least} bytes or more on {}, {} are allowed; export a smaller batch or fewer trained layers",
+                engine.name(),
                 options.max_bytes.unwrap_or(u64::MAX)
             )),
-            None => refuse(format!("the bundle has no step `{name}` in the form asked for; there are {}", show())),
+            (None, true) => refuse(format!(
+                "the bundle has no step `{name}` in the form asked for; there are {}",
+                show(&steps.iter().collect::<Vec<_>>())
+            )),
+            (None, false) => refuse(format!(
+                "{} has no kernels for {}; export the portable form too, or use another engine",
+                engine.name(),
+                show(&lacks)
+            )),
         };
     };
+    let label = format!("{} ({})", variant.name, variant.form);
+    tracing::info!(engine = engine.name(), step = label, passed_over = show(&lacks), "chose the train step");
     let (manifest, model) = bundle.step(variant)?;
     let program = engine.compile(&model, &options.compile)?;
-    Ok((format!("{} ({})", variant.name, variant.form), manifest, program))
+    Ok((label, manifest, program))
 }

@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 pub struct LearnerOptions {
     /// Name of the train step; `None` takes the bundle's first.
     pub step: Option<String>,
-    /// Form of the step; `None` takes the first that `max_bytes` allows.
+    /// Form of the step; `None` takes the bundle's first that the engine has ([`Engine::forms`](crate::Engine::forms))
+    /// and `max_bytes` allows. [`Learner::step_name`](super::Learner::step_name) tells which.
     pub form: Option<Form>,
     /// Largest predicted peak memory of a step, in bytes; `None` is no limit.
     pub max_bytes: Option<u64>,

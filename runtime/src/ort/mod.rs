@@ -6,7 +6,7 @@ mod probe;
 mod program;
 
 use crate::{
-    RuntimeError,
+    Form, RuntimeError,
     engine::{CompileOptions, Device, Engine, EngineInfo, Model, Program, guarded},
     store::StateStore,
 };
@@ -77,6 +77,10 @@ impl Engine for Ort {
             library: Some(self.library.clone()),
             providers: ffi::available_providers(),
         }
+    }
+
+    fn forms(&self) -> &'static [Form] {
+        &[Form::Portable]
     }
 
     fn compile(&self, model: &Model, options: &CompileOptions) -> Result<Box<dyn Program>, RuntimeError> {

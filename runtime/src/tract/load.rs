@@ -1,6 +1,6 @@
 //! From model bytes to tract's optimised form. What tract would meet with a panic or a silent surprise is refused here.
 
-use super::{NAME, failed, ops};
+use super::{NAME, failed, ops, optimise::optimised};
 use crate::{
     RuntimeError,
     engine::{Model, ValueSpec},
@@ -58,7 +58,7 @@ pub(super) fn load(model: &Model) -> Result<Loaded, RuntimeError> {
     }
     drop(proto);
     let typed = parsed.model.into_typed().map_err(|e| failed("infer the model's shapes", e))?;
-    let model = typed.into_optimized().map_err(|e| failed("optimise the model", e))?;
+    let model = optimised(typed)?;
     for (i, output) in outputs.iter_mut().enumerate() {
         let fact = model.output_fact(i).map_err(|e| failed("read an output's shape", e))?;
         output.dims = fact.shape.iter().map(|d| d.to_usize().ok()).collect();

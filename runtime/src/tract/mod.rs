@@ -3,10 +3,11 @@
 mod convert;
 mod load;
 mod ops;
+mod optimise;
 mod program;
 
 use crate::{
-    RuntimeError,
+    Form, RuntimeError,
     engine::{CompileOptions, Device, Engine, EngineInfo, Model, Program, guarded},
     store::StateStore,
 };
@@ -33,6 +34,10 @@ impl Engine for Tract {
 
     fn describe(&self) -> EngineInfo {
         EngineInfo { name: NAME, version: "0.23.9".into(), library: None, providers: vec!["cpu".into()] }
+    }
+
+    fn forms(&self) -> &'static [Form] {
+        &[Form::Portable, Form::Fused]
     }
 
     fn compile(&self, model: &Model, options: &CompileOptions) -> Result<Box<dyn Program>, RuntimeError> {

@@ -132,6 +132,20 @@ pub(crate) fn write(root: &Path, labels: bool) -> Bundle {
     Bundle::open(root).unwrap()
 }
 
+/// The bundle in `root` with its manifest changed.
+pub(crate) fn changed(root: &Path, change: impl FnOnce(&mut BundleManifest)) -> Bundle {
+    let mut manifest = BundleManifest::read(root).unwrap();
+    change(&mut manifest);
+    std::fs::write(root.join(MANIFEST), manifest.to_json()).unwrap();
+    Bundle::open(root).unwrap()
+}
+
+/// The bundle in `root` with another manifest of its step.
+pub(crate) fn with_step(root: &Path, step: &StepManifest) -> Bundle {
+    std::fs::write(root.join("step.json"), step.to_json()).unwrap();
+    changed(root, |m| m.steps[0].manifest = FileEntry::of(root, "step.json").unwrap())
+}
+
 #[track_caller]
 pub(crate) fn message<T>(result: Result<T, limbeck_runtime::RuntimeError>) -> String {
     result.err().map(|e| e.to_string()).expect("an error")

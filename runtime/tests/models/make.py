@@ -315,8 +315,30 @@ def foreign():
     return {}
 
 
+def thrice():
+    """x y three times: two are outputs, the one between them goes into a sum."""
+    write(
+        "thrice",
+        [
+            h.make_node("Mul", ["x", "y"], ["first"]),
+            h.make_node("Mul", ["x", "y"], ["inner"]),
+            h.make_node("Mul", ["x", "y"], ["last"]),
+            h.make_node("Add", ["inner", "x"], ["sum"]),
+        ],
+        [value("x", 4), value("y", 4)],
+        [value("first", 4), value("sum", 4), value("last", 4)],
+    )
+    return {}
+
+
+def huge():
+    """An input that declares more rows than any memory holds."""
+    write("huge", [h.make_node("Relu", ["x"], ["y"])], [value("x", 1 << 40, 2)], [value("y", 1 << 40, 2)])
+    return {}
+
+
 if __name__ == "__main__":
     expected = {}
-    for make in [mlp, sgd, dynamic, types, conv, conv_batch, external, gather, foreign]:
+    for make in [mlp, sgd, dynamic, types, conv, conv_batch, external, gather, foreign, thrice, huge]:
         expected |= make()
     save_file({k: np.array(v, order="C") for k, v in expected.items()}, "expected.safetensors")

@@ -100,6 +100,15 @@ def classifier_step():
     write("classifier_step", nodes, inputs, [value("loss"), *nexts], constants)
 
 
+def skipping_step():
+    """A step that leaves the weights as they are and says that something was not finite."""
+    same = [h.make_node("Identity", [f"student/{k}"], [f"student/{k}.next"]) for k in "wb"]
+    nodes = [h.make_node("ReduceMean", ["x"], ["loss"], keepdims=0), h.make_node("Sub", ["lr", "lr"], ["finite"]), *same]
+    inputs = [value("x", NEW, FEATURES), value("lr"), *weights("student")]
+    outputs = [value("loss"), value("finite"), value("student/w.next", FEATURES, CLASSES), value("student/b.next", CLASSES)]
+    write("skipping_step", nodes, inputs, outputs)
+
+
 def expected():
     rng = np.random.default_rng(11)
     new, old = rng.normal(size=(NEW, FEATURES)), rng.normal(size=(OLD, FEATURES))
@@ -138,4 +147,5 @@ def expected():
 if __name__ == "__main__":
     classifier()
     classifier_step()
+    skipping_step()
     expected()

@@ -1,4 +1,4 @@
-"""Scales, zero points and int8 weights as onnxruntime's own quantizer computes them.
+"""Scales, zero points, int8 weights and entropy ranges as onnxruntime's own quantizer computes them.
 
 Run with onnxruntime 1.32: python make.py. Writes quant.json beside this file.
 """
@@ -8,6 +8,7 @@ import pathlib
 
 import numpy as np
 from onnx import TensorProto
+from onnxruntime.quantization.calibrate import HistogramCollector
 from onnxruntime.quantization.quant_utils import compute_scale_zp, get_qmin_qmax_for_qType, quantize_data
 
 rng = np.random.default_rng(7)
@@ -35,5 +36,21 @@ for reduce_range in (False, True):
         rows.append(dict(scale=float(scale), zero=int(zero), q=[int(v) for v in np.ravel(q)]))
     weights.append(dict(reduce_range=reduce_range, values=[[float(v) for v in r] for r in w], rows=rows))
 
+DRAWS = {
+    "relu with outliers": lambda i: np.append(np.maximum(rng.normal(0, 1, 250), 0), [9.0] * (i == 1)),
+    "normal": lambda i: rng.normal(0.3, 1, 250),
+    "laplace, each batch wider": lambda i: rng.laplace(0, 1.0 + i, 250),
+    "zeros first": lambda i: rng.gamma(1.0, 1.0, 250) * min(i, 1),
+    "far outlier": lambda i: np.append(rng.normal(0, 0.2, 250), [-6.0] * (i == 2)),
+}
+entropy = []
+for name, draw in DRAWS.items():
+    collector = HistogramCollector("entropy", False, 128, 128, None, None)
+    batches = [np.round(draw(i), 3).astype(np.float32) for i in range(3)]
+    for batch in batches:
+        collector.collect_value({"x": batch})
+    low, high = collector.get_entropy_threshold(collector.get_histogram_dict()["x"], 128)
+    entropy.append(dict(name=name, batches=[[round(float(v), 3) for v in b] for b in batches], low=float(low), high=float(high)))
+
 path = pathlib.Path(__file__).with_name("quant.json")
-path.write_text(json.dumps(dict(grids=grids, weights=weights), indent=None, separators=(",", ":")) + "\n")
+path.write_text(json.dumps(dict(grids=grids, weights=weights, entropy=entropy), indent=None, separators=(",", ":")) + "\n")
