@@ -267,7 +267,7 @@ fn labels_out_of_range_and_numbers_that_are_not_finite_are_found_in_the_data() {
     io::write_safetensors(&folder.path().join("bad.safetensors"), &fields).unwrap();
     let error = distill(&recipe, &folder.path().join("out"), &[]);
     let error = String::from_utf8_lossy(&error.stderr).into_owned();
-    assert!(error.contains("'y'") && error.contains("sample 7") && error.contains('9'), "{error}");
+    assert!(error.contains("data y") && error.contains("sample 7") && error.contains('9'), "{error}");
 
     let pixels = fields["x"].to_f64_vec().unwrap();
     let mut pixels: Vec<f32> = pixels.iter().map(|&v| v as f32).collect();

@@ -72,7 +72,7 @@ pub fn split(all: &Arrays, k: usize) -> Result<Split> {
     })
 }
 
-/// A rotation (degrees, counter-clockwise on screen), shift (pixels) and scale about the image centre.
+/// A rotation (degrees, clockwise on screen), shift (pixels) and scale about the image centre.
 #[derive(Debug, Clone, Copy)]
 pub struct Warp {
     /// Degrees.
@@ -191,9 +191,9 @@ mod tests {
         let mut image = vec![0f32; PIXELS];
         image[1] = 1.0;
         Warp { degrees: 90.0, shift: [0.0; 2], scale: 1.0 }.apply(&mut image);
-        // Counter-clockwise, the top edge becomes the left one: column 1 from the left is row 1 from the bottom.
+        // Clockwise, the top edge becomes the right one: column 1 becomes row 1.
         let bright: Vec<usize> = (0..PIXELS).filter(|&i| image[i] > 0.99).collect();
-        assert_eq!(bright, [(SIDE - 2) * SIDE]);
+        assert_eq!(bright, [SIDE + SIDE - 1]);
         assert!((image.iter().sum::<f32>() - 1.0).abs() < 1e-5);
     }
 }
