@@ -80,7 +80,7 @@ fn passes_go_from_file_to_file_and_engines_agree_on_the_results() {
     assert_eq!((blocks.len(), blocks[0]["removed"].as_bool()), (3, Some(false)), "the first is protected: {reduced:#}");
     assert_eq!(blocks.iter().filter(|b| b["removed"] == true).count(), 1);
 
-    for (profile, board) in [("server", "x86-cpu-server"), ("tract", "raspberry-pi-4")] {
+    for (profile, board) in [("server", "x86-server"), ("tract", "raspberry-pi-4")] {
         let int8 = to(&format!("{profile}.onnx"));
         let args = ["export", "quantise", text(&model), "--feeds", text(&feeds), "--profile", profile];
         let done = facts(&[&args[..], &["--board", board, "--out", text(&int8)]].concat());
