@@ -40,6 +40,9 @@ enum Command {
     SelfTest {
         /// The bundle's folder.
         bundle: PathBuf,
+        /// The bundle was just unpacked here: refuse files that its manifest does not list.
+        #[arg(long)]
+        received: bool,
     },
     /// Run the student on rows.
     Predict {
@@ -114,8 +117,9 @@ fn run(arguments: &Arguments) -> Result<(Value, u8)> {
     let options = CompileOptions { threads: arguments.threads, ..CompileOptions::default() };
     match &arguments.command {
         Command::Info { bundle } => Ok((info(&Bundle::open(bundle)?)?, 0)),
-        Command::SelfTest { bundle } => {
-            let report = Bundle::open(bundle)?.self_test(engine, &options)?;
+        Command::SelfTest { bundle, received } => {
+            let bundle = if *received { Bundle::open_received(bundle)? } else { Bundle::open(bundle)? };
+            let report = bundle.self_test(engine, &options)?;
             let outputs = report.outputs.iter().map(
                 |o| json!({ "name": o.name, "rows": o.rows, "difference": o.difference, "tolerance": o.tolerance }),
             );

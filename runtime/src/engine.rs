@@ -40,9 +40,10 @@ pub enum Device {
     /// The processor.
     #[default]
     Cpu,
-    /// The CUDA device of this number. State travels through host memory at every run.
+    /// The CUDA device of this number; a node that it lacks is an error. State travels through host memory at every run.
     Cuda(i32),
-    /// TensorRT on the CUDA device of this number, then CUDA. State travels through host memory at every run.
+    /// TensorRT on the CUDA device of this number, CUDA for nodes that TensorRT lacks; a node that both lack is an error.
+    /// State travels through host memory at every run.
     TensorRt(i32),
 }
 
@@ -55,9 +56,9 @@ pub struct CompileOptions {
     pub device: Device,
     /// Let idle threads spin for a moment: less latency between runs for much idle power. Only ort has it.
     pub spin: bool,
-    /// Folder for compiled engines (TensorRT), so that only the first load takes minutes.
+    /// Folder for compiled engines, so that only the first load takes minutes. Refused but for TensorRT.
     pub cache: Option<PathBuf>,
-    /// Let TensorRT compute in float16.
+    /// Compute in float16. Refused but for TensorRT.
     pub half: bool,
 }
 
@@ -68,6 +69,17 @@ impl CompileOptions {
             0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
             n => n,
         }
+    }
+
+    /// Refuses options that would change nothing on the device.
+    #[cfg(any(feature = "tract", feature = "ort"))]
+    pub(crate) fn check(&self, engine: &'static str) -> Result<(), RuntimeError> {
+        let idle = match (self.device, self.half, &self.cache) {
+            (Device::TensorRt(_), ..) | (_, false, None) => return Ok(()),
+            (_, true, _) => "`half`: only TensorRT lowers a model to float16; export a float16 model",
+            (_, false, Some(_)) => "`cache`: only TensorRT compiles engines to keep; leave it out",
+        };
+        Err(RuntimeError::Unsupported { engine, what: format!("{idle} (the device is {:?})", self.device) })
     }
 }
 
@@ -148,7 +160,8 @@ pub trait Program: Send + Sync {
     /// Name of the engine.
     fn engine(&self) -> &'static str;
 
-    /// The provider that really runs it.
+    /// The provider that really runs it. Where it has one to hand nodes to, both are named: how they share the nodes the
+    /// library does not tell.
     fn provider(&self) -> &str;
 
     /// What is to be fed at each run, in the graph's order; state is not among them.

@@ -324,6 +324,20 @@ fn a_device_that_is_not_there_is_an_error() {
     }
 }
 
+#[test]
+fn options_that_would_change_nothing_are_refused() {
+    let model = Model::new(bytes("mlp"));
+    for engine in engines() {
+        let said = |options: CompileOptions| message(engine.compile(&model, &options));
+        let half = said(CompileOptions { half: true, ..Default::default() });
+        assert!(half.contains("`half`") && half.contains("float16 model") && half.contains("Cpu"), "{half}");
+        let cache = said(CompileOptions { cache: Some("cache".into()), ..Default::default() });
+        assert!(cache.contains("`cache`") && cache.contains("TensorRT"), "{cache}");
+        let provider = compile(engine, "mlp", &[]).unwrap().provider().to_owned();
+        assert!(["cpu", "CPUExecutionProvider"].contains(&provider.as_str()), "{provider}");
+    }
+}
+
 #[cfg(feature = "ort")]
 mod without_library {
     use super::*;

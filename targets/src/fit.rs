@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Activations, Board, Engine, Precision, Provider};
+use crate::{Activations, Board, Engine, Precision, Provider, TRACT_OPS};
 
 /// What a model costs, counted from its graph.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,8 +50,8 @@ pub struct Fit {
     pub warnings: Vec<String>,
 }
 
-/// Ops of ONNX's own domain that tract lacks, and what to do about them.
-const TRACT_GAPS: &[(&str, &str)] = &[
+/// What to do about ops that tract lacks, for those that have a remedy of their own.
+const REMEDIES: &[(&str, &str)] = &[
     ("MaxUnpool", "use ScatterND"),
     ("NegativeLogLikelihoodLoss", "use LogSoftmax and OneHot"),
     ("SoftmaxCrossEntropyLoss", "use LogSoftmax and OneHot"),
@@ -126,13 +126,18 @@ fn gaps(engine: Engine, ops: &[String]) -> Vec<String> {
     if engine != Engine::Tract {
         return Vec::new();
     }
-    let gap = |op: &String| match op.rsplit_once('.') {
-        None | Some(("ai.onnx", _)) => {
-            let bare = op.trim_start_matches("ai.onnx.");
-            TRACT_GAPS.iter().find(|(name, _)| *name == bare).map(|(name, remedy)| format!("{name} ({remedy})"))
+    let gap = |op: &String| {
+        let (domain, bare) = op.rsplit_once('.').unwrap_or(("ai.onnx", op));
+        let known =
+            matches!(domain, "ai.onnx" | "ai.onnx.ml" | "com.microsoft") && TRACT_OPS.binary_search(&bare).is_ok();
+        if known || domain == "ai.limbeck" {
+            return None;
         }
-        Some(("ai.limbeck", _) | ("com.microsoft", "MatMulNBits")) => None,
-        Some((domain, _)) => Some(format!("{op} (write it in ONNX's own ops, without domain {domain})")),
+        Some(match REMEDIES.iter().find(|(name, _)| *name == bare) {
+            _ if domain != "ai.onnx" => format!("{op} (write it in ONNX's own ops, without domain {domain})"),
+            Some((name, remedy)) => format!("{name} ({remedy})"),
+            None => format!("{bare} (write it in operators that tract has, or take a board with ort)"),
+        })
     };
     ops.iter().filter_map(gap).collect()
 }
@@ -275,7 +280,7 @@ mod tests {
 
     #[test]
     fn an_op_that_tract_lacks_moves_the_model_to_ort_or_stops_it() {
-        for op in ["MaxUnpool", "com.microsoft.QGemm"] {
+        for op in ["MaxUnpool", "com.microsoft.QGemm", "DeformConv", "com.microsoft.Conv2", "Convolution"] {
             let mut cost = resnet8();
             cost.ops.push(op.to_owned());
             for board in boards() {

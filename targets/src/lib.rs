@@ -26,12 +26,14 @@
 mod board;
 mod error;
 mod fit;
+mod tract_ops;
 
 use std::sync::LazyLock;
 
 pub use board::{Activations, Board, Cpu, Engine, EngineChoice, Feature, Gpu, Precision, PrecisionChoice, Provider};
 pub use error::TargetError;
 pub use fit::{Fit, ModelCost, fits};
+pub use tract_ops::TRACT_OPS;
 
 /// Every board that ships, smallest first. To add one, write its file and its row.
 const FILES: &[(&str, &str)] = &[

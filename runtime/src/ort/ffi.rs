@@ -21,8 +21,8 @@ use std::{
 
 /// The version that a shared library gives for itself. The library stays loaded if it is ONNX Runtime.
 pub(super) fn library_version(path: &Path) -> Result<String, String> {
-    // SAFETY: loading runs the library's initialisers. The path was named by the user or lies where libraries are
-    // installed, so it is trusted as any library that the loader would pick up.
+    // SAFETY: loading runs the library's initialisers, so the path must be one whose code may run: `probe` gives what the
+    // user named, what lies in or directly beside the executable's folder, an installed wheel, and the loader's own path.
     let library = unsafe { libloading::Library::new(path) }.map_err(|e| e.to_string())?;
     // SAFETY: `OrtGetApiBase` has this type in every release of ONNX Runtime.
     let get = unsafe { library.get::<unsafe extern "C" fn() -> *const ort_sys::OrtApiBase>(b"OrtGetApiBase") }

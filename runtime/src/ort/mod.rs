@@ -84,6 +84,7 @@ impl Engine for Ort {
     }
 
     fn compile(&self, model: &Model, options: &CompileOptions) -> Result<Box<dyn Program>, RuntimeError> {
+        options.check(NAME)?;
         guarded(NAME, "compile the model", || {
             let session = self.session(model, options).map_err(|e| failed("load the model", e))?;
             Ok(Box::new(program::OrtProgram::new(session, &model.state, options.device)?) as Box<dyn Program>)
@@ -99,6 +100,8 @@ impl Ort {
     fn session(&self, model: &Model, options: &CompileOptions) -> ort::Result<Session> {
         // Without a folder the library would look for external data in the working directory.
         let folder = model.folder.clone().unwrap_or_else(|| PathBuf::from("(the model has no folder)"));
+        // On a device, a node that falls back to the CPU is an error, not a hidden copy there and back at every run.
+        let no_fallback = if options.device == Device::Cpu { "0" } else { "1" };
         let mut builder = Session::builder(&self.environment)?
             .with_log_level(LogLevel::Warning)?
             .with_optimization_level(GraphOptimizationLevel::All)?
@@ -108,6 +111,7 @@ impl Ort {
             .with_inter_op_spinning(false)?
             .with_deterministic_compute(true)?
             .with_config_entry("session.model_external_initializers_file_folder_path", folder.to_string_lossy())?
+            .with_config_entry("session.disable_cpu_ep_fallback", no_fallback)?
             .with_execution_providers(providers(options))?;
         builder.commit_from_memory(&model.bytes)
     }

@@ -1,9 +1,9 @@
 //! Finds the ONNX Runtime library and checks its version before `ort` sees it, since `ort` panics or hangs on one that
 //! is missing or too old.
 //!
-//! Order: `ORT_DYLIB_PATH` alone if it is set; the folder of the executable and `onnxruntime/` beside it or up to three
-//! folders above (where `cargo xtask test` puts the wheel); the `onnxruntime` wheel in the active or a system Python;
-//! the system's library path.
+//! Order: `ORT_DYLIB_PATH` alone if it is set; the folder of the executable and `onnxruntime/` beside it; the
+//! `onnxruntime` wheel in the active or a system Python; the system's library path. Loading a library runs code of it, so
+//! no folder is searched that a stranger may write to while the executable's own is safe.
 
 use super::ffi;
 use crate::RuntimeError;
@@ -46,11 +46,7 @@ fn minor(version: &str) -> Option<u32> {
 }
 
 fn candidates() -> Vec<PathBuf> {
-    let mut folders = Vec::new();
-    let executable = env::current_exe().ok();
-    for above in executable.iter().flat_map(|e| e.ancestors().skip(1)).take(4) {
-        folders.extend([above.to_path_buf(), above.join("onnxruntime"), above.join("onnxruntime/onnxruntime/capi")]);
-    }
+    let mut folders = env::current_exe().ok().as_deref().map(beside).unwrap_or_default();
     let home = env::var_os("HOME").map(|h| Path::new(&h).join(".local"));
     let prefixes = ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(env::var_os).map(PathBuf::from).chain(home);
     for prefix in prefixes.chain(["/usr/local", "/usr"].map(PathBuf::from)) {
@@ -75,6 +71,12 @@ fn candidates() -> Vec<PathBuf> {
     found
 }
 
+/// The folder of the executable, and `onnxruntime/` in it.
+fn beside(executable: &Path) -> Vec<PathBuf> {
+    let own = executable.parent();
+    own.map(|own| vec![own.to_owned(), own.join("onnxruntime")]).unwrap_or_default()
+}
+
 /// The entries of a folder whose names start with `prefix`, sorted; none when it cannot be read.
 fn entries(folder: &Path, prefix: &str) -> Vec<PathBuf> {
     let Ok(list) = folder.read_dir() else { return vec![] };
@@ -94,6 +96,12 @@ mod tests {
         assert_eq!(minor("1.9.1-dev"), Some(9));
         assert_eq!(minor("2.1.0"), None);
         assert_eq!(minor(""), None);
+    }
+
+    #[test]
+    fn folders_above_the_executables_own_are_not_searched() {
+        let [bin, wheel] = ["/opt/app/bin", "/opt/app/bin/onnxruntime"].map(PathBuf::from);
+        assert_eq!(beside(Path::new("/opt/app/bin/limbeck")), [bin, wheel]);
     }
 
     #[test]

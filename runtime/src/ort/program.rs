@@ -32,11 +32,11 @@ impl OrtProgram {
         let zero = |e| failed("read the model", format!("a name holds a zero byte: {e}"));
         let (input_names, output_names) = (names(&inputs).map_err(zero)?, names(&outputs).map_err(zero)?);
         let output_types = outputs.iter().map(|s| s.dtype).collect();
-        // Each provider was required at registration; nodes that it lacks run on the next one.
+        // Each provider was required at registration, and the session would not be here if a node had fallen to the CPU.
         let provider = match device {
             Device::Cpu => "CPUExecutionProvider",
-            Device::Cuda(_) => "CUDAExecutionProvider, CPUExecutionProvider",
-            Device::TensorRt(_) => "TensorrtExecutionProvider, CUDAExecutionProvider, CPUExecutionProvider",
+            Device::Cuda(_) => "CUDAExecutionProvider",
+            Device::TensorRt(_) => "TensorrtExecutionProvider or CUDAExecutionProvider",
         };
         let signature = Signature::new(NAME, inputs, outputs, state)?;
         Ok(OrtProgram { session, signature, provider, input_names, output_names, output_types })

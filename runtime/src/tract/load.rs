@@ -125,3 +125,17 @@ fn unsupported(graph: &pb::GraphProto, has: &dyn Fn(&pb::NodeProto) -> bool, mis
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    /// Operators of tract's table that refuse what ONNX allows.
+    const REFUSED: [&str; 2] = ["RandomNormalLike", "RandomUniformLike"];
+
+    #[test]
+    fn boards_are_judged_by_the_operators_that_there_are() {
+        let table = tract_onnx::onnx().op_register.0;
+        let mut names: Vec<&str> = table.keys().map(String::as_str).filter(|name| !REFUSED.contains(name)).collect();
+        names.sort_unstable();
+        assert_eq!(names, limbeck_targets::TRACT_OPS, "write the left list into targets/src/tract_ops.rs");
+    }
+}

@@ -45,6 +45,7 @@ impl Engine for Tract {
             let what = format!("{:?}; it runs on the CPU only", options.device);
             return Err(RuntimeError::Unsupported { engine: NAME, what });
         }
+        options.check(NAME)?;
         guarded(NAME, "compile the model", || {
             let loaded = load::load(model)?;
             let program = program::TractProgram::new(loaded, &model.state, executor(options.thread_count())?)?;

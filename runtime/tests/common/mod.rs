@@ -9,7 +9,8 @@ use limbeck_tensor::{DType, Tensor, TensorMap, io::write_safetensors};
 use std::{collections::BTreeMap, path::Path};
 
 pub(crate) fn folder() -> std::path::PathBuf {
-    std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/models")
+    // The device's tests use it too.
+    std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../runtime/tests/models")
 }
 
 fn tensor(name: &str, dtype: &str, shape: &[usize]) -> TensorEntry {
