@@ -73,8 +73,8 @@ pub(super) struct Quantise {
     /// server (QDQ, for ONNX Runtime) or tract (integer ops that tract runs).
     #[arg(long, default_value = "server", value_parser = ["server", "tract"])]
     profile: String,
-    /// How ranges are found: min-max or percentile (99.999 % of the values).
-    #[arg(long, default_value = "min-max", value_parser = ["min-max", "percentile"])]
+    /// How ranges are found: min-max, moving-average (0.01), percentile (99.999 % of the values) or entropy.
+    #[arg(long, default_value = "min-max", value_parser = ["min-max", "moving-average", "percentile", "entropy"])]
     method: String,
     /// Board whose settings to take: signed or unsigned activations, reduced range of weights.
     #[arg(long)]
@@ -194,7 +194,12 @@ fn to_int8(args: &Quantise) -> Result<(Graph, Value)> {
     let feeds = tensors::read_feeds(&args.feeds)?;
     let mut observed = observed_values(&graph)?;
     observed.retain(|n| !feeds.contains_key(n));
-    let method = if args.method == "percentile" { Method::Percentile(99.999) } else { Method::MinMax };
+    let method = match args.method.as_str() {
+        "moving-average" => Method::MovingAverage(0.01),
+        "percentile" => Method::Percentile(99.999),
+        "entropy" => Method::Entropy,
+        _ => Method::MinMax,
+    };
     let mut calibration = Calibration::new(method);
     calibration.observe_all(&values(&graph, &observed, &feeds)?)?;
     calibration.observe_all(&feeds)?;
