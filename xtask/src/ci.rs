@@ -26,12 +26,13 @@ pub(crate) fn run(no_arm: bool) -> Result<()> {
     arm::run(&toolchain, "limbeck-device", None)
 }
 
-/// All tests, with ONNX Runtime unless `tract_only` or there is no way to get it; those marked `#[ignore]` if `full`.
+/// All tests, with ONNX Runtime unless `tract_only` or there is no way to get it; with `full` at length (`LIMBECK_TEST_FULL`:
+/// the whole demo on every engine; more random cases).
 pub(crate) fn test(full: bool, tract_only: bool) -> Result<()> {
     let mut tests = cargo();
     tests.args(["test", "--workspace"]);
     if full {
-        tests.args(["--", "--include-ignored"]);
+        tests.env("LIMBECK_TEST_FULL", "1").env("PROPTEST_CASES", "200000");
     }
     if tract_only {
         eprintln!("ONNX Runtime is not tested, as asked: tract alone is.");

@@ -23,7 +23,7 @@ struct Cli {
 enum Task {
     /// Test the workspace on both engines; fetches ONNX Runtime where pip exists.
     Test {
-        /// Run the tests marked `#[ignore]` too: long suites.
+        /// Test at length: the whole demo on every engine, many more random cases.
         #[arg(long)]
         full: bool,
         /// Test tract alone and fetch nothing.
