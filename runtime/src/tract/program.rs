@@ -24,16 +24,38 @@ use tract_onnx::{
 pub(super) struct TractProgram {
     plan: Arc<TypedSimplePlan>,
     signature: Signature,
+    executor: Executor,
 }
 
 impl TractProgram {
     /// The executor is set even for one thread: otherwise a thread's last one would be used.
     pub(super) fn new(loaded: Loaded, state: &[StatePair], executor: Executor) -> Result<TractProgram, RuntimeError> {
         let signature = Signature::new(NAME, loaded.inputs, loaded.outputs, state)?;
-        let options = RunOptions { executor: Some(executor), ..RunOptions::default() };
+        let options = RunOptions { executor: Some(executor.clone()), ..RunOptions::default() };
         let plan =
             SimplePlan::new_with_options(loaded.model, &options).map_err(|e| failed("order the model's nodes", e))?;
-        Ok(TractProgram { plan, signature })
+        Ok(TractProgram { plan, signature, executor })
+    }
+
+    /// Runs the plan; with threads inside their pool, so that the caller's thread waits and does not share a processor with
+    /// workers that look for work.
+    fn evaluate(&self, arguments: Vec<Argument<'_>>) -> Result<Vec<TractValue>, RuntimeError> {
+        let run = || {
+            let inputs = arguments
+                .into_iter()
+                .map(|argument| match argument {
+                    Argument::Feed(tensor) => to_tract(tensor),
+                    Argument::State(value) => state_value(&**value),
+                })
+                .collect::<Result<TVec<TValue>, _>>()?;
+            let symbols = self.symbols(&inputs)?;
+            let results = self.plan.run(inputs).map_err(|e| failed("run the model", e))?;
+            results.into_iter().map(|result| TractValue::from_result(result, &symbols)).collect()
+        };
+        match &self.executor {
+            Executor::MultiThread(pool) => pool.install(run),
+            _ => run(),
+        }
     }
 
     /// What the inputs' shapes say about the model's named extents.
@@ -73,17 +95,10 @@ impl Program for TractProgram {
     }
 
     fn run(&self, store: &mut StateStore, feeds: &[(&str, &Tensor)]) -> Result<TensorMap, RuntimeError> {
-        let inputs = (self.signature.arguments(store, feeds)?.into_iter())
-            .map(|argument| match argument {
-                Argument::Feed(tensor) => to_tract(tensor),
-                Argument::State(value) => state_value(&**value),
-            })
-            .collect::<Result<TVec<TValue>, _>>()?;
-        let symbols = self.symbols(&inputs)?;
-        let results = guarded(NAME, "run the model", || self.plan.run(inputs).map_err(|e| failed("run the model", e)))?;
+        let arguments = self.signature.arguments(store, feeds)?;
+        let results = guarded(NAME, "run the model", || self.evaluate(arguments))?;
         let (mut outputs, mut updates) = (TensorMap::new(), Vec::new());
-        for (slot, result) in self.signature.sinks().iter().zip(results) {
-            let value = TractValue::from_result(result, &symbols)?;
+        for (slot, value) in self.signature.sinks().iter().zip(results) {
             match *slot {
                 Slot::Free(i) => {
                     outputs.insert(self.signature.outputs[i].name.clone(), value.to_tensor()?);
