@@ -4,6 +4,7 @@
 //! 2 wrong arguments, 3 a candidate was rolled back by the gate.
 #![forbid(unsafe_code)]
 
+use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -101,10 +102,14 @@ struct Learn {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match run(&arguments) {
-        Ok((report, code)) => {
-            println!("{report:#}");
-            ExitCode::from(code)
-        }
+        // A reader that has seen enough is no failure.
+        Ok((report, code)) => match writeln!(std::io::stdout(), "{report:#}") {
+            Err(e) if e.kind() != ErrorKind::BrokenPipe => {
+                eprintln!("limbeck-device: standard output cannot be written: {e}");
+                ExitCode::FAILURE
+            }
+            _ => ExitCode::from(code),
+        },
         Err(error) => {
             eprintln!("limbeck-device: {error:#}");
             ExitCode::FAILURE

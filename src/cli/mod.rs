@@ -8,7 +8,7 @@ mod export;
 mod grad;
 mod inspect;
 mod objective;
-mod output;
+pub(crate) mod output;
 mod run;
 mod step;
 mod targets;

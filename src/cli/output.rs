@@ -1,11 +1,25 @@
 //! Printing facts: as aligned text or as JSON.
 
 use serde_json::Value;
+use std::fmt::Display;
+use std::io::{ErrorKind, Write};
+
+/// Prints a line. A reader that has seen enough (`| head`) ends the command.
+pub(crate) fn say(line: impl Display) {
+    match writeln!(std::io::stdout(), "{line}") {
+        Ok(()) => {}
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(e) => {
+            eprintln!("error: standard output cannot be written: {e}");
+            std::process::exit(1);
+        }
+    }
+}
 
 /// Prints an object: JSON when asked, else one `key: value` a line, lists indented.
 pub(super) fn print(value: &Value, json: bool) {
     if json {
-        println!("{value:#}");
+        say(format_args!("{value:#}"));
         return;
     }
     print_text(value, 0);
@@ -18,10 +32,10 @@ fn print_text(value: &Value, depth: usize) {
             for (key, value) in map {
                 match value {
                     Value::Object(_) | Value::Array(_) if !is_empty(value) && !is_flat(value) => {
-                        println!("{indent}{key}:");
+                        say(format_args!("{indent}{key}:"));
                         print_text(value, depth + 1);
                     }
-                    _ => println!("{indent}{key}: {}", inline(value)),
+                    _ => say(format_args!("{indent}{key}: {}", inline(value))),
                 }
             }
         }
@@ -30,13 +44,13 @@ fn print_text(value: &Value, depth: usize) {
                 match item {
                     Value::Object(map) => {
                         let line: Vec<String> = map.iter().map(|(k, v)| format!("{k} {}", inline(v))).collect();
-                        println!("{indent}{}", line.join(", "));
+                        say(format_args!("{indent}{}", line.join(", ")));
                     }
-                    _ => println!("{indent}{}", inline(item)),
+                    _ => say(format_args!("{indent}{}", inline(item))),
                 }
             }
         }
-        _ => println!("{indent}{}", inline(value)),
+        _ => say(format_args!("{indent}{}", inline(value))),
     }
 }
 

@@ -25,6 +25,7 @@ use data::Split;
 use distil::{Teaching, Trained};
 use field::{Arm, Field, Moment};
 
+use crate::cli::output::say;
 use crate::report::Table;
 
 /// Seeds of the comparison between taught and untaught students, on split 0.
@@ -127,25 +128,35 @@ pub fn run(args: &DemoArgs, json: bool) -> Result<()> {
     let engine = limbeck_runtime::engine(&args.engine)?;
     let out = fresh_folder(&args.out)?;
     if !json {
-        println!("Limbeck demo on {} {}, results go to {}", engine.name(), engine.describe().version, out.display());
+        say(format_args!(
+            "Limbeck demo on {} {}, results go to {}",
+            engine.name(),
+            engine.describe().version,
+            out.display()
+        ));
     }
     let results = study(&DemoArgs { out: out.clone(), ..args.clone() }, engine)?;
     let report = out.join("report.html");
     limbeck_tensor::replace_file(&report, present::report(&results)?.as_bytes())?;
     let bundle = out.join("bundle-0");
     if json {
-        println!("{:#}", present::facts(&results, &report, &bundle));
+        say(format_args!("{:#}", present::facts(&results, &report, &bundle)));
         return Ok(());
     }
     for table in present::tables(&results) {
-        println!("\n{}\n{}", table.caption, table.to_text());
+        say(format_args!("\n{}\n{}", table.caption, table.to_text()));
     }
     if let Some(note) = present::slower(&results) {
-        println!("\n{note}");
+        say(format_args!("\n{note}"));
     }
-    println!("\n{}\n{}", results.engines.caption, results.engines.to_text());
-    println!("\n{}", results.bundle_note);
-    println!("Report: {}\nBundle: {}\nModels: {}", report.display(), bundle.display(), out.join("models").display());
+    say(format_args!("\n{}\n{}", results.engines.caption, results.engines.to_text()));
+    say(format_args!("\n{}", results.bundle_note));
+    say(format_args!(
+        "Report: {}\nBundle: {}\nModels: {}",
+        report.display(),
+        bundle.display(),
+        out.join("models").display()
+    ));
     Ok(())
 }
 
