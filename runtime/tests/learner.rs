@@ -209,6 +209,10 @@ fn a_step_whose_manifest_and_model_disagree_is_refused_at_once() {
             (said(&|m| m.batch[4].shape = vec![16, 4]), "`replay_logits` is float32 [16, 4]"),
             (said(&|m| m.scalars.push(ScalarEntry { name: "x".into(), default: 0.0 })), "`x` is a number []"),
             (said(&|m| m.scalars.push(m.scalars[0].clone())), "`lr` twice"),
+            (
+                said(&|m| m.scalars.push(ScalarEntry { name: "lr_head".into(), default: 0.0 })),
+                "learning rate `lr_head`",
+            ),
         ] {
             assert!(error.contains(what), "{}: {error}", engine.name());
         }

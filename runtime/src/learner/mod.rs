@@ -99,6 +99,10 @@ impl Learner {
             return refuse("the model's weights are constants, so that none can be replaced; export it for learning");
         }
         let (step_label, manifest, program) = choose_step(&bundle, engine, &options)?;
+        let rate = |name: &str| name.starts_with("lr_") && !options.scalars.contains_key(name);
+        if let Some(s) = manifest.scalars.iter().find(|s| rate(&s.name)) {
+            return refuse(format!("the step has a learning rate `{}` of its own; give it in `scalars`", s.name));
+        }
         feeds::check(&manifest, program.inputs())?;
         if let Some(name) = options.scalars.keys().find(|name| !manifest.scalars.iter().any(|s| s.name == **name)) {
             let known: Vec<&str> = manifest.scalars.iter().map(|s| s.name.as_str()).collect();
