@@ -6,6 +6,7 @@ mod distill;
 mod doctor;
 mod export;
 mod grad;
+mod import;
 mod inspect;
 mod objective;
 pub(crate) mod output;
@@ -42,6 +43,8 @@ enum Command {
     Doctor,
     /// Says what a model is made of and whether it can be trained.
     Inspect(inspect::Args),
+    /// Makes a model from elsewhere static: fixes inputs and dims, resolves branches, brings it to one opset.
+    Import(import::Args),
     /// Runs a model on tensors from files.
     Run(run::Args),
     /// Runs a model on every engine and the reference evaluator and compares their answers.
@@ -105,6 +108,7 @@ fn dispatch(cli: Cli) -> Result<bool> {
         Command::Demo(args) => crate::digits::run(&args, json).map(|()| true),
         Command::Doctor => doctor::run(json),
         Command::Inspect(args) => inspect::run(&args, json),
+        Command::Import(args) => import::run(&args, json),
         Command::Run(args) => run::run(&args, json),
         Command::Compare(args) => compare::run(&args, json),
         Command::Distill(args) => distill::run(&args, json),

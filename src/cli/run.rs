@@ -2,7 +2,7 @@
 
 use super::{output, tensors};
 use anyhow::{Context, Result};
-use limbeck_graph::Graph;
+use limbeck_graph::{Graph, ImportOptions};
 use limbeck_runtime::{CompileOptions, Model, engine};
 use limbeck_tensor::{TensorMap, map_file};
 use serde_json::json;
@@ -52,6 +52,9 @@ pub(super) fn run_on(name: &str, model: &PathBuf, feeds: &TensorMap, threads: us
         // tract wants fixed shapes, and takes what a file declares of inner values for true: it infers them itself.
         let mut graph = Graph::read(model)?;
         tensors::set_inputs(&mut graph, feeds)?;
+        if graph.nodes().any(|(_, n)| n.is("", "If")) {
+            graph.import(&ImportOptions::default())?;
+        }
         tensors::forget_inner_types(&mut graph);
         graph.to_bytes()?
     } else {

@@ -1,6 +1,6 @@
 //! `limbeck targets`: boards, and whether a model fits one.
 
-use super::output;
+use super::{output, tensors};
 use anyhow::Result;
 use limbeck_exporters::model_cost;
 use limbeck_graph::Graph;
@@ -45,7 +45,7 @@ pub(super) fn run(command: &Command, json: bool) -> Result<bool> {
         Command::Check { model, board, dims } => {
             let mut graph = Graph::read(model)?;
             graph.canonicalise()?;
-            let dims = parse_dims(dims)?;
+            let dims = tensors::parse_dims(dims)?;
             graph.bind_dims(&dims.iter().map(|(n, v)| (n.as_str(), *v)).collect::<Vec<_>>())?;
             let cost = model_cost(&graph);
             let chosen: Vec<_> = match board {
@@ -70,13 +70,4 @@ pub(super) fn run(command: &Command, json: bool) -> Result<bool> {
             Ok(all)
         }
     }
-}
-
-fn parse_dims(dims: &[String]) -> Result<Vec<(String, usize)>> {
-    dims.iter()
-        .map(|d| {
-            let (name, value) = d.split_once('=').ok_or_else(|| anyhow::anyhow!("--dim {d}: write NAME=NUMBER"))?;
-            Ok((name.to_owned(), value.parse().map_err(|_| anyhow::anyhow!("--dim {d}: '{value}' is not a number"))?))
-        })
-        .collect()
 }

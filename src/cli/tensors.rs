@@ -1,6 +1,6 @@
 //! Tensors in and out of the command: safetensors for several, npy for one.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use limbeck_graph::{Graph, TensorType};
 use limbeck_tensor::{Tensor, TensorMap, io};
 use std::path::{Path, PathBuf};
@@ -97,4 +97,14 @@ pub(super) fn forget_inner_types(graph: &mut Graph) {
 /// Feeds as an engine takes them.
 pub(super) fn as_feeds(feeds: &TensorMap) -> Vec<(&str, &Tensor)> {
     feeds.iter().map(|(n, t)| (n.as_str(), t)).collect()
+}
+
+/// Reads `--dim NAME=N` (repeatable).
+pub(super) fn parse_dims(dims: &[String]) -> Result<Vec<(String, usize)>> {
+    dims.iter()
+        .map(|d| {
+            let (name, value) = d.split_once('=').ok_or_else(|| anyhow!("--dim {d}: write NAME=NUMBER"))?;
+            Ok((name.to_owned(), value.parse().map_err(|_| anyhow!("--dim {d}: '{value}' is not a number"))?))
+        })
+        .collect()
 }

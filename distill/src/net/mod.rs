@@ -11,6 +11,23 @@ use limbeck_graph::{Cx, Graph, Node, ValueId, Var};
 use limbeck_tensor::{DType, Tensor, TensorMap};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Operands that are weights wherever they are stored.
+const WEIGHTS: &[(&str, &[usize])] = &[
+    ("Conv", &[1, 2]),
+    ("ConvTranspose", &[1, 2]),
+    ("Gemm", &[1, 2]),
+    ("MatMul", &[0, 1]),
+    ("PRelu", &[1]),
+    ("BatchNormalization", &[1, 2]),
+    ("InstanceNormalization", &[1, 2]),
+    ("GroupNormalization", &[1, 2]),
+    ("LayerNormalization", &[1, 2]),
+    ("RMSNormalization", &[1]),
+    ("LSTM", &[1, 2, 3, 7]),
+    ("GRU", &[1, 2, 3]),
+    ("RNN", &[1, 2, 3]),
+];
+
 /// Operands that set an operator up: what is stored for them stays constant, floats too.
 const SETTINGS: &[(&str, &[usize])] = &[
     ("QuantizeLinear", &[1, 2]),
@@ -73,11 +90,12 @@ impl Net {
             .flat_map(|(_, n)| [n.input(3), n.input(4)])
             .flatten()
             .collect();
-        let settings = settings(&graph);
-        // Scalars and constants of the graph's own arithmetic are no weights.
+        let (settings, weights) = (operands(&graph, SETTINGS), operands(&graph, WEIGHTS));
+        // Scalars are no weights, nor are literals of the graph's own arithmetic; but some exporters write every weight as
+        // a literal, which its place tells.
         let is_parameter = |id: ValueId, tensor: &Tensor| {
             let float = tensor.dtype().is_float() && !tensor.shape().is_empty();
-            float && !settings.contains(&id) && !graph.is_literal(id)
+            float && !settings.contains(&id) && (!graph.is_literal(id) || weights.contains(&id))
         };
         let mut parameters = vec![];
         let mut buffers = vec![];
@@ -190,11 +208,11 @@ impl Net {
     }
 }
 
-/// Operands that set up their operator ([`SETTINGS`]): no weights, though they may be floats.
-fn settings(graph: &Graph) -> BTreeSet<ValueId> {
-    let of = |node: &Node| -> Vec<ValueId> {
-        let places = SETTINGS.iter().filter(|(op, _)| node.is("", op)).flat_map(|(_, places)| places.iter());
+/// What stands in these places of these operators.
+fn operands(graph: &Graph, of: &[(&str, &[usize])]) -> BTreeSet<ValueId> {
+    let placed = |node: &Node| -> Vec<ValueId> {
+        let places = of.iter().filter(|(op, _)| node.is("", op)).flat_map(|(_, places)| places.iter());
         places.filter_map(|&place| node.input(place)).collect()
     };
-    graph.nodes().flat_map(|(_, node)| of(node)).collect()
+    graph.nodes().flat_map(|(_, node)| placed(node)).collect()
 }
