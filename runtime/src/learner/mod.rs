@@ -16,6 +16,7 @@
 //! The scalar `lr` is the learning rate. An average teacher is state `ema/NAME` for each `student/NAME` of the model.
 
 mod augment;
+mod choice;
 mod feeds;
 mod options;
 
@@ -25,8 +26,7 @@ pub use options::{GateOptions, GateReport, LearnReport, LearnerOptions, TeacherK
 use crate::bundle::sha256;
 use crate::session::predict;
 use crate::{
-    Bundle, Engine, LedgerEntry, Program, Replay, RuntimeError, Session, StateRole, StateStore, StepManifest,
-    StepVariant, rows,
+    Bundle, Engine, LedgerEntry, Program, Replay, RuntimeError, Session, StateRole, StateStore, StepManifest, rows,
 };
 use feeds::Observed;
 use limbeck_tensor::{Tensor, TensorMap};
@@ -98,7 +98,7 @@ impl Learner {
         if !serving.state().iter().any(|s| bundle.shipped().contains_key(&s.name)) {
             return refuse("the model's weights are constants, so that none can be replaced; export it for learning");
         }
-        let (step_label, manifest, program) = choose_step(&bundle, engine, &options)?;
+        let (step_label, manifest, program) = choice::choose_step(&bundle, engine, &options)?;
         let rate = |name: &str| name.starts_with("lr_") && !options.scalars.contains_key(name);
         if let Some(s) = manifest.scalars.iter().find(|s| rate(&s.name)) {
             return refuse(format!("the step has a learning rate `{}` of its own; give it in `scalars`", s.name));
@@ -391,47 +391,4 @@ impl Learner {
 
 fn skipped(metrics: &BTreeMap<String, f64>) -> bool {
     metrics.get("finite").is_some_and(|v| *v < 0.5)
-}
-
-/// The step that the options ask for: label, manifest, program. Where they leave the form open, it is the bundle's first
-/// that the engine has and the bytes allow.
-fn choose_step(
-    bundle: &Bundle,
-    engine: &dyn Engine,
-    options: &LearnerOptions,
-) -> Result<(String, StepManifest, Box<dyn Program>), RuntimeError> {
-    let steps = &bundle.manifest().steps;
-    let show =
-        |list: &[&StepVariant]| list.iter().map(|s| format!("{} ({})", s.name, s.form)).collect::<Vec<_>>().join(", ");
-    let Some(name) = options.step.as_ref().or(steps.first().map(|s| &s.name)) else {
-        return refuse("the bundle has no train step; export it with one");
-    };
-    let asked = |s: &&StepVariant| s.name == *name && options.form.is_none_or(|form| form == s.form);
-    let named: Vec<&StepVariant> = steps.iter().filter(asked).collect();
-    let (runs, lacks): (Vec<&StepVariant>, Vec<_>) = named.iter().partition(|s| engine.forms().contains(&s.form));
-    let fits = |s: &&&StepVariant| options.max_bytes.is_none_or(|most| s.predicted_bytes <= most);
-    let Some(variant) = runs.iter().find(fits) else {
-        let least = runs.iter().map(|s| s.predicted_bytes).min();
-        return match (least, named.is_empty()) {
-            (Some(least), _) => refuse(format!(
-                "`{name}` needs {least} bytes or more on {}, {} are allowed; export a smaller batch or fewer trained layers",
-                engine.name(),
-                options.max_bytes.unwrap_or(u64::MAX)
-            )),
-            (None, true) => refuse(format!(
-                "the bundle has no step `{name}` in the form asked for; there are {}",
-                show(&steps.iter().collect::<Vec<_>>())
-            )),
-            (None, false) => refuse(format!(
-                "{} has no kernels for {}; export the portable form too, or use another engine",
-                engine.name(),
-                show(&lacks)
-            )),
-        };
-    };
-    let label = format!("{} ({})", variant.name, variant.form);
-    tracing::info!(engine = engine.name(), step = label, passed_over = show(&lacks), "chose the train step");
-    let (manifest, model) = bundle.step(variant)?;
-    let program = engine.compile(&model, &options.compile)?;
-    Ok((label, manifest, program))
 }
