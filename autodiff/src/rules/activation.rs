@@ -43,6 +43,7 @@ pub(super) const RULES: &[(&str, RuleFn)] = &[
         let gate = x.softplus().tanh();
         one(r.g() * (gate + x * (1.0 - gate.square()) * x.sigmoid()))
     }),
+    ("Shrink", |r| one(r.g() * above(r.x(0).abs(), r.float("lambd", 0.5)).cast(r.g().dtype()))),
     ("Softmax", |r| {
         let (y, g) = (r.y(0), r.g());
         one(y * (g - (g * y).sum_keep(&[r.int("axis", -1)])))

@@ -5,7 +5,7 @@
 use super::elementwise::one;
 use super::{Grads, Rule, RuleFn};
 use limbeck_graph::ops::normalize_axis;
-use limbeck_graph::{LIMBECK, Var};
+use limbeck_graph::{Attr, LIMBECK, Var};
 
 pub(super) const RULES: &[(&str, RuleFn)] = &[
     ("Gather", |r| one(gather_grad(r.x(1), r.g(), r.int("axis", 0), &r.x(0).shape()))),
@@ -19,6 +19,12 @@ pub(super) const RULES: &[(&str, RuleFn)] = &[
         n => Err(format!("batch_dims {n} has no gradient; only 0 has")),
     }),
     ("ScatterND", |r| scatter(r, "GatherND", "ScatterND")),
+    // Turning a prefix round twice restores it.
+    ("ReverseSequence", |r| {
+        let attrs =
+            ["batch_axis", "time_axis"].map(|name| (name, Attr::Int(r.int(name, i64::from(name == "batch_axis")))));
+        one(r.cx.op("ReverseSequence", &[r.g(), r.x(1)], &attrs))
+    }),
     ("OneHot", |r| Ok(vec![None, None, r.wants(2).then(|| hot_and_cold(r))])),
     // The number of its results depends on the operands, so that they cannot be traced; the end only counts.
     ("Range", |r| match r.wants(0) || r.wants(2) {

@@ -254,6 +254,85 @@ def group_norm(a, x, scale, bias):
     return F.group_norm(x, a["num_groups"], scale, bias, a.get("epsilon", 1e-5))
 
 
+def mean_variance(a, x):
+    axes = a.get("axes", [0, 2, 3])
+    return (x - x.mean(axes, keepdim=True)) / (x.std(axes, correction=0, keepdim=True) + 1e-9)
+
+
+def lp_pool(a, x):
+    strides, begin, end, _ = window(a, x.shape[2:], a["kernel_shape"])
+    p = a.get("p", 2)
+    f = {3: F.lp_pool1d, 4: F.lp_pool2d}[x.dim()]
+    kernel = a["kernel_shape"] if x.dim() > 3 else a["kernel_shape"][0]
+    return f(padded(x.abs(), begin, end), p, kernel, strides if x.dim() > 3 else strides[0])
+
+
+def reverse_sequence(a, x, lengths):
+    batch, time = a.get("batch_axis", 1), a.get("time_axis", 0)
+    turn = lambda v, n: torch.cat([v[:n].flip(0), v[n:]])
+    rows = [turn(v, n) for v, n in zip(x.movedim((batch, time), (0, 1)), lengths.tolist())]
+    return torch.stack(rows).movedim((0, 1), (batch, time))
+
+
+def recurrent(kind):
+    """torch's own layers; their gates stand in another order, and they know no peepholes and other resets."""
+    order = {"LSTM": [0, 2, 3, 1], "GRU": [1, 0, 2], "RNN": [0]}[kind]
+
+    def torch_gates(v):
+        parts = v.chunk(len(order))
+        return torch.cat([parts[i] for i in order])
+
+    def by_steps(a, x, w, r, b, h, c=None, p=None):
+        """What torch's layers lack, step by step for one forward direction."""
+        gates = lambda v: v.chunk(len(order), -1)
+        wb, rb = b.chunk(2)
+        ys = []
+        for xt in x:
+            u = gates(xt @ w.T + wb)
+            v = gates(h @ r.T + rb)
+            if kind == "GRU":
+                z, reset = (u[0] + v[0]).sigmoid(), (u[1] + v[1]).sigmoid()
+                h = (1 - z) * (u[2] + (reset * h) @ gates(r.T)[2] + gates(rb)[2]).tanh() + z * h
+            else:
+                pi, po, _ = p.chunk(3)
+                i = (u[0] + v[0] + pi * c).sigmoid()
+                c = (1 - i) * c + i * (u[3] + v[3]).tanh()
+                h = (u[1] + v[1] + po * c).sigmoid() * c.tanh()
+            ys.append(h)
+        return torch.stack(ys)[:, None], h[None], *([] if c is None else [c[None]])
+
+    def reference(a, x, w, r, b=None, lengths=None, h=None, c=None, p=None):
+        first = lambda v: v.transpose(0, 1) if a.get("layout") else v
+        hidden, directions = a["hidden_size"], w.shape[0]
+        x, batch = first(x), first(x).shape[1]
+        h = torch.zeros(directions, batch, hidden) if h is None else first(h)
+        c = torch.zeros(directions, batch, hidden) if c is None else first(c)
+        b = torch.zeros(directions, 2 * w.shape[1]) if b is None else b
+        if p is not None or (kind == "GRU" and not a.get("linear_before_reset")):
+            return by_steps(a, x, w[0], r[0], b[0], h[0], *([c[0], p[0]] if kind == "LSTM" else []))
+        reverse = a.get("direction") == "reverse"
+        x = x.flip(0) if reverse else x
+        layer = getattr(torch.nn, kind)(x.shape[2], hidden, bidirectional=directions == 2)
+        weights = {}
+        for d, suffix in zip(range(directions), ["", "_reverse"]):
+            wb, rb = b[d].chunk(2)
+            named = {"weight_ih": w[d], "weight_hh": r[d], "bias_ih": wb, "bias_hh": rb}
+            weights.update({f"{name}_l0{suffix}": torch_gates(v) for name, v in named.items()})
+        given = x
+        if lengths is not None:
+            given = torch.nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
+        state = (h, c) if kind == "LSTM" else h
+        y, last = torch.func.functional_call(layer, weights, (given, state))
+        if lengths is not None:
+            y = torch.nn.utils.rnn.pad_packed_sequence(y, total_length=x.shape[0])[0]
+        y = y.reshape(x.shape[0], batch, directions, hidden).transpose(1, 2)
+        y = y.flip(0) if reverse else y
+        y = y.permute(2, 0, 1, 3) if a.get("layout") else y
+        return y, *map(first, last if kind == "LSTM" else [last])
+
+    return reference
+
+
 # Quantisation
 
 
@@ -332,6 +411,8 @@ REFERENCES = {
     "Selu": lambda a, x: F32(1.05070102214813) * F.elu(x, F32(1.67326319217681)),
     "Celu": lambda a, x: F.celu(x, a.get("alpha", 1.0)),
     "Mish": unary(F.mish),
+    "Shrink": lambda a, x: F.hardshrink(x, a.get("lambd", 0.5))
+    - a.get("bias", 0.0) * x.sign() * (x.abs() > a.get("lambd", 0.5)),
     "Softmax": lambda a, x: F.softmax(x, a.get("axis", -1)),
     "LogSoftmax": lambda a, x: F.log_softmax(x, a.get("axis", -1)),
     "ReduceSum": reduce(lambda x, d, k: x.sum(d, k)),
@@ -350,6 +431,7 @@ REFERENCES = {
     "Gemm": lambda a, x, y, c=torch.zeros(()): a.get("alpha", 1.0)
     * (swap(x, a.get("transA")) @ swap(y, a.get("transB")))
     + a.get("beta", 1.0) * c,
+    "Einsum": lambda a, *x: torch.einsum(a["equation"], *x),
     "Conv": conv,
     "ConvTranspose": conv_transpose,
     "ai.limbeck::ConvGradInput": conv_grad_input,
@@ -368,6 +450,10 @@ REFERENCES = {
     "InstanceNormalization": lambda a, x, s, b: F.instance_norm(x, None, None, s, b, eps=a.get("epsilon", 1e-5)),
     "GroupNormalization": group_norm,
     "LpNormalization": lambda a, x: F.normalize(x, a.get("p", 2), a.get("axis", -1)),
+    "MeanVarianceNormalization": mean_variance,
+    "LpPool": lp_pool,
+    "ReverseSequence": reverse_sequence,
+    **{kind: recurrent(kind) for kind in ["LSTM", "GRU", "RNN"]},
     "Reshape": lambda a, x, shape: x.reshape(shape.tolist()),
     "Flatten": lambda a, x: x.reshape(int(np.prod(x.shape[: a["axis"]])), -1),
     "Squeeze": lambda a, x, axes=None: x.squeeze() if axes is None else x.squeeze(axes.tolist()),
