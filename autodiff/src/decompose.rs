@@ -1,11 +1,12 @@
 //! Composites built from primitives that have gradient rules, while a network is instantiated.
 
 use crate::recurrent::unroll;
+use crate::resize::resize;
 use limbeck_graph::{Attr, Cx, Node, Var};
 use limbeck_tensor::DType;
 
 /// Ops that [`compose`] always replaces: they have no rule of their own.
-pub const COMPOSITES: &[&str] = &["MeanVarianceNormalization", "LpPool", "LSTM", "GRU", "RNN"];
+pub const COMPOSITES: &[&str] = &["MeanVarianceNormalization", "LpPool", "LSTM", "GRU", "RNN", "Resize"];
 
 /// The primitives that `node` stands for, given its operands; `None` when the node can stay as it is. Made to be
 /// the `rewrite` of [`Cx::inline_with`].
@@ -44,13 +45,19 @@ pub fn compose<'c>(cx: &'c Cx, node: &Node, inputs: &[Option<Var<'c>>]) -> Optio
     match node.op.as_str() {
         _ if !node.domain_or_default().is_empty() => None,
         "MeanVarianceNormalization" => Some(vec![mean_variance(node, inputs.first().copied().flatten()?)]),
-        "LSTM" | "GRU" | "RNN" => Some(unroll(node, inputs).unwrap_or_else(|reason| {
-            let error = cx.fail_with(format!("{}: {reason}", node.full_op()));
-            vec![error; node.outputs.len()]
-        })),
+        "LSTM" | "GRU" | "RNN" => Some(or_failed(node, cx, unroll(node, inputs))),
+        "Resize" => Some(or_failed(node, cx, resize(node, inputs).map(|y| vec![y]))),
         "LpPool" => lp_pool(node, inputs.first().copied().flatten()?),
         _ => None,
     }
+}
+
+/// The composition, or a failure of the construction that names the operator.
+fn or_failed<'c>(node: &Node, cx: &'c Cx, composed: Result<Vec<Var<'c>>, String>) -> Vec<Var<'c>> {
+    composed.unwrap_or_else(|reason| {
+        let error = cx.fail_with(format!("{}: {reason}", node.full_op()));
+        vec![error; node.outputs.len()]
+    })
 }
 
 /// MeanVarianceNormalization: the data less their mean, over their standard deviation plus 1e-9.

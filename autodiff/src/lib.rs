@@ -7,6 +7,7 @@
 mod decompose;
 mod error;
 mod recurrent;
+mod resize;
 mod rules;
 mod walk;
 

@@ -274,6 +274,17 @@ def reverse_sequence(a, x, lengths):
     return torch.stack(rows).movedim((0, 1), (batch, time))
 
 
+def resize(a, x, roi=None, scales=None, sizes=None):
+    """torch's interpolate: its `nearest-exact` takes the pixel whose area holds the place."""
+    sizes = [int(n * s) for n, s in zip(x.shape, scales.tolist())] if sizes is None else sizes.tolist()
+    sizes = sizes[-(x.dim() - 2) :]
+    if a.get("mode", "nearest") == "nearest":
+        asymmetric = a.get("coordinate_transformation_mode") == "asymmetric"
+        return F.interpolate(x, sizes, mode="nearest" if asymmetric else "nearest-exact")
+    corners = a.get("coordinate_transformation_mode") == "align_corners"
+    return F.interpolate(x, sizes, mode="linear" if x.dim() == 3 else "bilinear", align_corners=corners)
+
+
 def recurrent(kind):
     """torch's own layers; their gates stand in another order, and they know no peepholes and other resets."""
     order = {"LSTM": [0, 2, 3, 1], "GRU": [1, 0, 2], "RNN": [0]}[kind]
@@ -453,6 +464,7 @@ REFERENCES = {
     "MeanVarianceNormalization": mean_variance,
     "LpPool": lp_pool,
     "ReverseSequence": reverse_sequence,
+    "Resize": resize,
     **{kind: recurrent(kind) for kind in ["LSTM", "GRU", "RNN"]},
     "Reshape": lambda a, x, shape: x.reshape(shape.tolist()),
     "Flatten": lambda a, x: x.reshape(int(np.prod(x.shape[: a["axis"]])), -1),
