@@ -1,7 +1,8 @@
 """Gradients by torch in float64, for autodiff/tests.
 
 Reads cases.json (one case a line: op, attributes, operands) and writes
-  gradients.json  for each case its operands, a cotangent for each float output, and the gradients;
+  gradients.json  for each case its operands, a cotangent for each float output, the results' product with these (the
+                  loss), and the gradients;
   networks.json   first and second derivatives and Jacobian-vector products of two small networks.
 
 An operand of a case is a shape (floats in -2..2), or an object:
@@ -58,7 +59,8 @@ def prelu(a, x, s):
 def hard_sigmoid(a, x):
     if a.get("alpha") == F32(0.16666667):
         return F.hardsigmoid(x)
-    return (a.get("alpha", 0.2) * x + a.get("beta", 0.5)).clamp(0, 1)
+    # The specification's default is float32.
+    return (a.get("alpha", F32(0.2)) * x + a.get("beta", 0.5)).clamp(0, 1)
 
 
 def one_hot(a, index, depth, values):
@@ -522,6 +524,7 @@ def made(index, case):
         "outputs": case.get("outputs", 1),
         "inputs": [t if t is None else {"dtype": name(t), "const": c, **plain(t)} for t, c in operands],
         "cotangents": [plain(c) for c in cotangents],
+        "loss": sum((y * c).sum() for y, c in zip(outputs, cotangents)).item(),
         "grads": [None if constant else plain(next(found)) for _, constant in operands],
     }
 
