@@ -187,6 +187,13 @@ def gather_grad(a, index, gy):
     return gradient(lambda x: gather(a, x, index), torch.zeros(a["input_shape"]), gy)
 
 
+def gather_nd(a, x, index):
+    if a.get("batch_dims", 0) == 0:
+        return x[tuple(index.unbind(-1))]
+    inner = {"batch_dims": a["batch_dims"] - 1}
+    return torch.stack([gather_nd(inner, *pair) for pair in zip(x, index)])
+
+
 def scatter_elements(a, x, index, updates):
     f = x.scatter_add if a.get("reduction") == "add" else x.scatter
     return f(a.get("axis", 0), index, updates)
@@ -486,7 +493,7 @@ REFERENCES = {
     "ai.limbeck::GatherGrad": gather_grad,
     "GatherElements": lambda a, x, index: x.gather(a.get("axis", 0), index),
     "ScatterElements": scatter_elements,
-    "GatherND": lambda a, x, index: x[tuple(index.unbind(-1))],
+    "GatherND": gather_nd,
     "ScatterND": scatter_nd,
     "OneHot": one_hot,
     "Slice": slice_,
