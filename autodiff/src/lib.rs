@@ -6,10 +6,12 @@
 
 mod decompose;
 mod error;
+mod recurrent;
+mod resize;
 mod rules;
 mod walk;
 
-pub use decompose::{batch_norm, compose, dropout, momentum};
+pub use decompose::{COMPOSITES, batch_norm, compose, dropout, momentum};
 pub use error::GradError;
 pub use rules::{NON_DIFFERENTIABLE, differentiable, has_gradient};
 pub use walk::Differentiate;

@@ -146,7 +146,10 @@ fn path_nodes(cx: &Cx, wanted: &HashSet<ValueId>, outputs: &[Var<'_>]) -> Result
         }
         let refuse =
             |reason: &str| Err(GradError::NoRule { node: graph.label(id), op: node.full_op(), reason: reason.into() });
-        if !rules::has_gradient(node) {
+        if rules::is_composite(node) {
+            return refuse("it has no rule of its own; instantiate the graph with autodiff's `compose`");
+        }
+        if !rules::has_rule(node) {
             return refuse(
                 "no rule is known; freeze what lies before it, stop the gradient there, or remove it from the path",
             );

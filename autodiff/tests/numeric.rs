@@ -114,7 +114,8 @@ fn the_table_covers_every_rule() {
         let cases = cases.as_array().unwrap().iter().filter(|c| of(c));
         cases.map(|c| c["op"].as_str().unwrap().to_owned()).collect()
     };
-    let rules: BTreeSet<String> = limbeck_autodiff::differentiable().map(str::to_owned).collect();
+    let composites = limbeck_autodiff::COMPOSITES.iter().copied();
+    let rules: BTreeSet<String> = limbeck_autodiff::differentiable().chain(composites).map(str::to_owned).collect();
     let mut numeric = ops(&|c| c.get("numeric").is_none());
     numeric.extend(BY_DEFINITION.map(str::to_owned));
     assert_eq!(rules, numeric, "rules and the ops of the table");
@@ -125,4 +126,23 @@ fn the_table_covers_every_rule() {
     let known: BTreeSet<&str> = limbeck_autodiff::differentiable().collect();
     let both: Vec<_> = limbeck_autodiff::NON_DIFFERENTIABLE.iter().filter(|op| known.contains(**op)).collect();
     assert!(both.is_empty(), "{both:?} have a rule and are listed as having none");
+}
+
+/// Ops that refuse by name: they compute with quantised integers, or are fused after differentiation.
+const REFUSED: [&str; 6] =
+    ["DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv", "ai.limbeck::FusedConv"];
+
+#[test]
+fn every_operator_has_a_rule_or_a_composition_or_is_listed() {
+    let mut covered: BTreeSet<&str> = limbeck_autodiff::differentiable().collect();
+    covered.extend(limbeck_autodiff::COMPOSITES);
+    covered.extend(limbeck_autodiff::NON_DIFFERENTIABLE);
+    covered.extend(REFUSED);
+    covered.insert("ai.limbeck::StopGradient");
+    let key = |o: &limbeck_graph::ops::OpSpec| match o.domain {
+        "" => o.name.to_owned(),
+        domain => format!("{domain}::{}", o.name),
+    };
+    let missing: Vec<String> = limbeck_graph::ops::all().map(key).filter(|op| !covered.contains(op.as_str())).collect();
+    assert!(missing.is_empty(), "{missing:?} have neither");
 }

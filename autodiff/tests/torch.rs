@@ -17,13 +17,14 @@ fn operand(v: &Value, float: DType) -> Operand {
     if v["const"] == true { Operand::Constant(tensor) } else { Operand::Input(tensor) }
 }
 
-/// The worst relative error of the gradients of a case.
+/// The worst relative error of the gradients of a case, and of its loss where that is above 1.
 fn error(v: &Value, case: &Case, float: DType) -> Result<f64, String> {
     let mut cotangents = v["cotangents"].as_array().unwrap().iter();
     let graph =
         case.graph(float, 1, |_| common::floats(float, cotangents.next().unwrap())).map_err(|e| e.to_string())?;
     let result = graph.evaluate(&case.feeds()).map_err(|e| e.to_string())?;
-    let mut worst = 0.0f64;
+    let loss = v["loss"].as_f64().expect("a loss");
+    let mut worst = (result["loss"].to_f64_vec().unwrap()[0] - loss).abs() / loss.abs().max(1.0);
     for (i, reference) in v["grads"].as_array().unwrap().iter().enumerate().filter(|(_, g)| !g.is_null()) {
         let found = &result[&format!("g{i}")];
         if found.shape() != common::extents(&reference["shape"]) {

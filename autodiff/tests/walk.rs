@@ -271,3 +271,19 @@ fn dropout_with_noise_keeps_and_scales() {
     assert_eq!(values["mask"], [0.0, 1.0, 1.0]);
     assert_eq!(values["g"], [0.0, keep, keep]);
 }
+
+/// Composites that nobody composed, and compositions that do not exist, are named.
+#[test]
+fn composites_are_refused_by_name() {
+    let cx = Cx::new("composite", DType::F64);
+    let x = cx.input("x", DType::F64, &[1, 1, 4]);
+    let y = cx.op("LpPool", &[x], &[("kernel_shape", vec![2usize].into())]);
+    let error = cx.grad(y.sum(&[]), &[x]).unwrap_err().to_string();
+    assert!(error.contains("LpPool") && error.contains("compose"), "{error}");
+    let mut node = Node::new("Resize", &[], &[]).with("mode", "cubic");
+    node.outputs = vec![None];
+    let scales = cx.floats(&[3], &[1.0, 1.0, 2.0]);
+    compose(&cx, &node, &[Some(x), None, Some(scales)]).unwrap();
+    let error = cx.check().unwrap_err().to_string();
+    assert!(error.contains("Resize") && error.contains("cubic"), "{error}");
+}

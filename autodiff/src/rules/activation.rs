@@ -16,7 +16,7 @@ pub(super) const RULES: &[(&str, RuleFn)] = &[
     ("ThresholdedRelu", |r| one(r.g() * above(r.x(0), r.float("alpha", 1.0)).cast(r.g().dtype()))),
     ("Sigmoid", |r| one(r.g() * r.y(0) * (1.0 - r.y(0)))),
     ("Tanh", |r| one(r.g() * (1.0 - r.y(0).square()))),
-    ("HardSigmoid", |r| one(r.g() * r.float("alpha", 0.2) * inside_unit(r.y(0)))),
+    ("HardSigmoid", |r| one(r.g() * r.float("alpha", f64::from(0.2f32)) * inside_unit(r.y(0)))),
     ("HardSwish", |r| {
         let x = r.x(0);
         let gate = (x / 6.0 + 0.5).at_least(0.0).at_most(1.0);
@@ -43,6 +43,7 @@ pub(super) const RULES: &[(&str, RuleFn)] = &[
         let gate = x.softplus().tanh();
         one(r.g() * (gate + x * (1.0 - gate.square()) * x.sigmoid()))
     }),
+    ("Shrink", |r| one(r.g() * above(r.x(0).abs(), r.float("lambd", 0.5)).cast(r.g().dtype()))),
     ("Softmax", |r| {
         let (y, g) = (r.y(0), r.g());
         one(y * (g - (g * y).sum_keep(&[r.int("axis", -1)])))

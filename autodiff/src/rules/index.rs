@@ -5,7 +5,7 @@
 use super::elementwise::one;
 use super::{Grads, Rule, RuleFn};
 use limbeck_graph::ops::normalize_axis;
-use limbeck_graph::{LIMBECK, Var};
+use limbeck_graph::{Attr, LIMBECK, Var};
 
 pub(super) const RULES: &[(&str, RuleFn)] = &[
     ("Gather", |r| one(gather_grad(r.x(1), r.g(), r.int("axis", 0), &r.x(0).shape()))),
@@ -14,11 +14,17 @@ pub(super) const RULES: &[(&str, RuleFn)] = &[
     ("Pad", pad),
     ("GatherElements", |r| one(scatter_add(r.x(0), r.x(1), r.g(), r.int("axis", 0)))),
     ("ScatterElements", |r| scatter(r, "GatherElements", "ScatterElements")),
-    ("GatherND", |r| match r.int("batch_dims", 0) {
-        0 => one(r.cx.op("ScatterND", &[zeros(r.x(0)), r.x(1), r.g()], &[("reduction", "add".into())])),
-        n => Err(format!("batch_dims {n} has no gradient; only 0 has")),
+    ("GatherND", |r| {
+        let indices = unbatched(r.x(1), r.int("batch_dims", 0))?;
+        one(r.cx.op("ScatterND", &[zeros(r.x(0)), indices, r.g()], &[("reduction", "add".into())]))
     }),
     ("ScatterND", |r| scatter(r, "GatherND", "ScatterND")),
+    // Turning a prefix round twice restores it.
+    ("ReverseSequence", |r| {
+        let attrs =
+            ["batch_axis", "time_axis"].map(|name| (name, Attr::Int(r.int(name, i64::from(name == "batch_axis")))));
+        one(r.cx.op("ReverseSequence", &[r.g(), r.x(1)], &attrs))
+    }),
     ("OneHot", |r| Ok(vec![None, None, r.wants(2).then(|| hot_and_cold(r))])),
     // The number of its results depends on the operands, so that they cannot be traced; the end only counts.
     ("Range", |r| match r.wants(0) || r.wants(2) {
@@ -145,4 +151,20 @@ fn padded_from(mode: &str, extent: usize, (before, after): (i64, i64)) -> Result
     };
     let of = |i: i128| Ok(i64::try_from(first + source(i - before.max(0))?).unwrap_or(0));
     (0..count).map(of).collect()
+}
+
+/// Index tuples `[batch..., ..., depth]` with their own place in the first `batch_dims` axes put in front.
+fn unbatched(indices: Var<'_>, batch_dims: i64) -> Result<Var<'_>, String> {
+    let shape = indices.shape();
+    let batch = usize::try_from(batch_dims).ok().filter(|&n| n < shape.len()).ok_or("batch_dims is out of range")?;
+    let lead = &shape[..shape.len() - 1];
+    let places = (0..batch).map(|axis| {
+        let mut column = vec![1; shape.len()];
+        column[axis] = shape[axis];
+        let places: Vec<i64> = (0..shape[axis] as i64).collect();
+        let wide = [lead, &[1]].concat();
+        indices.cx().ints(&places).cast(indices.dtype()).reshape(&column).expand(&wide)
+    });
+    let tuple: Vec<Var<'_>> = places.chain([indices]).collect();
+    Ok(if batch == 0 { indices } else { tuple[0].concat(&tuple[1..], -1) })
 }

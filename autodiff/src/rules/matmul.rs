@@ -2,9 +2,10 @@
 //! much faster than a Transpose and a MatMul.
 
 use super::{Grads, Rule, RuleFn, reshaped};
+use limbeck_graph::ops::einsum_letters;
 use limbeck_graph::{Attr, Var};
 
-pub(super) const RULES: &[(&str, RuleFn)] = &[("MatMul", matmul), ("Gemm", gemm)];
+pub(super) const RULES: &[(&str, RuleFn)] = &[("MatMul", matmul), ("Gemm", gemm), ("Einsum", einsum)];
 
 fn matmul<'c>(r: &Rule<'_, 'c>) -> Result<Grads<'c>, String> {
     let (mut a, mut b) = (r.x(0), r.x(1));
@@ -55,4 +56,45 @@ fn gemm<'c>(r: &Rule<'_, 'c>) -> Result<Grads<'c>, String> {
         beta => g * beta,
     });
     Ok(vec![ga, gb, gc])
+}
+
+/// Each operand gets one Einsum of the gradient and the other operands. An axis that none of these has is made of
+/// ones, and of an axis that the operand repeats only the diagonal gets something.
+fn einsum<'c>(r: &Rule<'_, 'c>) -> Result<Grads<'c>, String> {
+    let xs: Vec<Var<'c>> = (0..r.node.inputs.len()).map(|i| r.x(i)).collect();
+    let shapes: Vec<Vec<usize>> = xs.iter().map(|x| x.shape()).collect();
+    let (terms, result) = einsum_letters(r.node, &shapes).map_err(|e| e.0)?;
+    let axes = || terms.iter().flatten().zip(shapes.iter().flatten());
+    let extent = |letter: char| axes().filter(|(c, _)| **c == letter).map(|(_, &n)| n).max().unwrap_or(1);
+    let gradient = |i: usize| {
+        let mut free = ('a'..='z').chain('A'..='Z').filter(|c| axes().all(|(used, _)| used != c));
+        let others = (0..xs.len()).filter(|&j| j != i).map(|j| (terms[j].clone(), xs[j]));
+        let mut factors: Vec<(Vec<char>, Var<'c>)> = std::iter::once((result.clone(), r.g())).chain(others).collect();
+        let mut own: Vec<char> = vec![];
+        for &c in &terms[i] {
+            let n = extent(c);
+            let has = |(letters, v): &(Vec<char>, Var<'c>)| letters.iter().zip(v.shape()).any(|a| a == (&c, n));
+            if own.contains(&c) {
+                let fresh = free.next().ok_or("the equation has more axes than there are letters")?;
+                factors.push((vec![c, fresh], identity(r, n)));
+                own.push(fresh);
+                continue;
+            }
+            if !factors.iter().any(has) {
+                factors.push((vec![c], r.cx.full(1.0, xs[i].dtype(), &[n])));
+            }
+            own.push(c);
+        }
+        let left: Vec<String> = factors.iter().map(|(letters, _)| letters.iter().collect()).collect();
+        let equation = format!("{}->{}", left.join(","), own.iter().collect::<String>());
+        let operands: Vec<Var<'c>> = factors.into_iter().map(|(_, v)| v).collect();
+        Ok(r.cx.op("Einsum", &operands, &[("equation", equation.as_str().into())]))
+    };
+    (0..xs.len()).map(|i| r.wants(i).then(|| gradient(i)).transpose()).collect()
+}
+
+/// The identity matrix of `n` rows.
+fn identity<'c>(r: &Rule<'_, 'c>, n: usize) -> Var<'c> {
+    let places = r.cx.ints(&(0..n as i64).collect::<Vec<_>>());
+    places.unsqueeze(&[1]).equals(places).cast(r.g().dtype())
 }

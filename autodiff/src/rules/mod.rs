@@ -11,7 +11,7 @@ mod quant;
 mod reduce;
 mod shape;
 
-use crate::GradError;
+use crate::{COMPOSITES, GradError};
 use limbeck_graph::{Cx, Node, ValueId, Var};
 use std::collections::HashSet;
 
@@ -143,6 +143,7 @@ pub const NON_DIFFERENTIABLE: &[&str] = &[
     "Floor",
     "Ceil",
     "Round",
+    "Constant",
     "ConstantOfShape",
     "EyeLike",
 ];
@@ -160,9 +161,19 @@ pub fn differentiable() -> impl Iterator<Item = &'static str> {
     FAMILIES.iter().flat_map(|f| f.iter()).map(|(name, _)| *name)
 }
 
-/// True when gradient can flow through this node.
+/// True when gradient can flow through this node, by its rule or once [`crate::compose`] replaced it.
 pub fn has_gradient(node: &Node) -> bool {
+    has_rule(node) || is_composite(node)
+}
+
+/// True when this node has a rule.
+pub(crate) fn has_rule(node: &Node) -> bool {
     find(node).is_some()
+}
+
+/// True for the ops of [`COMPOSITES`].
+pub(crate) fn is_composite(node: &Node) -> bool {
+    node.domain_or_default().is_empty() && COMPOSITES.contains(&node.op.as_str())
 }
 
 /// True for the ops of [`NON_DIFFERENTIABLE`].

@@ -1,8 +1,8 @@
 //! Cases of the gradient rules: from JSON to graphs. `tests/golden/gradients/make.py` says what a case holds.
 #![allow(dead_code)] // each test file uses its part
 
-use limbeck_autodiff::{Differentiate, GradError};
-use limbeck_graph::{Attr, Cx, Graph, LIMBECK, Var};
+use limbeck_autodiff::{COMPOSITES, Differentiate, GradError, compose};
+use limbeck_graph::{Attr, Cx, Graph, LIMBECK, Node, Var};
 use limbeck_tensor::{DType, Tensor};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -126,7 +126,11 @@ impl Case {
             Some((_, op)) => (LIMBECK, op),
             None => ("", self.op.as_str()),
         };
-        let mut outputs = cx.op_n(domain, op, &operands, &attrs, self.outputs);
+        let mut node = Node::new(op, &[], &[]).in_domain(domain);
+        node.attrs.extend(self.attrs.iter().cloned());
+        node.outputs = vec![None; self.outputs];
+        let composed = if COMPOSITES.contains(&op) { compose(cx, &node, &operands) } else { None };
+        let mut outputs = composed.unwrap_or_else(|| cx.op_n(domain, op, &operands, &attrs, self.outputs));
         if op == "QuantizeLinear" {
             let again: Vec<Option<Var<'c>>> = [&[Some(outputs[0])], &operands[1..]].concat();
             outputs = cx.op_n("", "DequantizeLinear", &again, &attrs, 1);

@@ -48,6 +48,14 @@ pub(super) const OPS: &[OpSpec] = &[
         let alpha = float_attr(cx.node, "alpha", 1.0)?;
         map_float(cx, |x| x * sigmoid(alpha * x))
     }),
+    op("Shrink", like_float, |cx| {
+        let (bias, lambd) = (float_attr(cx.node, "bias", 0.0)?, float_attr(cx.node, "lambd", 0.5)?);
+        map_float(cx, |x| match x {
+            x if x < -lambd => x + bias,
+            x if x > lambd => x - bias,
+            _ => 0.0,
+        })
+    }),
     op("Softmax", infer_softmax, |cx| over_axis(cx, softmax)),
     op("LogSoftmax", infer_softmax, |cx| over_axis(cx, log_softmax)),
     op("Hardmax", infer_softmax, |cx| over_axis(cx, hardmax)),

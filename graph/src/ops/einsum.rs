@@ -113,6 +113,24 @@ fn implicit(terms: &[Term]) -> Term {
     }
 }
 
+/// The equation of an Einsum node over operands of these shapes: a letter for every axis of each operand, axes under
+/// an ellipsis included, and of the result. Axes of one letter belong together.
+pub fn einsum_letters(node: &Node, shapes: &[Vec<usize>]) -> Result<(Vec<Vec<char>>, Vec<char>), OpError> {
+    let dims: Vec<Vec<Dim>> = shapes.iter().map(|s| known(s)).collect();
+    let equation = Equation::new(node, &dims.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
+    let mut free = ('A'..='Z').chain('a'..='z').filter(|&c| !equation.extents.contains_key(&Label::Letter(c)));
+    let mut letters = BTreeMap::new();
+    for &label in equation.extents.keys() {
+        let letter = match label {
+            Label::Letter(c) => Some(c),
+            Label::Ellipsis(_) => free.next(),
+        };
+        letters.insert(label, letter.ok_or("the equation has more axes than there are letters")?);
+    }
+    let named = |labels: &[Label]| labels.iter().map(|l| letters[l]).collect::<Vec<char>>();
+    Ok((equation.inputs.iter().map(|l| named(l)).collect(), named(&equation.output)))
+}
+
 fn infer(cx: &InferCx) -> Types {
     let types = (0..cx.inputs.len().max(1)).map(|i| number_ty(cx, i)).collect::<Result<Vec<_>, _>>()?;
     types.iter().try_for_each(|ty| same_dtype(types[0], ty))?;

@@ -20,6 +20,7 @@ mod support;
 mod util;
 mod window;
 
+pub use einsum::einsum_letters;
 pub(crate) use support::extents;
 pub use window::ConvAttrs;
 

@@ -1,7 +1,7 @@
 //! Normalisations: batch, layer, instance, group, root mean square, Lp.
 
-use super::support::{flag_attr, float_attr, int_attr};
-use super::util::{Types, Values, check_expands, expand, float_ty, fold_axes, map_lanes, same_dtype};
+use super::support::{flag_attr, float_attr, int_attr, ints_attr};
+use super::util::{Types, Values, check_expands, expand, float_ty, fold_axes, map_lanes, normalize_axes, same_dtype};
 use super::{EvalCx, InferCx, OpSpec, normalize_axis, op};
 use crate::types::{Dim, TensorType};
 use crate::{Array, Node, OpError, op_bail};
@@ -15,6 +15,7 @@ pub(super) const OPS: &[OpSpec] = &[
     op("GroupNormalization", infer_group, eval_group),
     op("RMSNormalization", infer_rms, eval_rms),
     op("LpNormalization", infer_lp, eval_lp),
+    op("MeanVarianceNormalization", infer_mean_variance, eval_mean_variance),
 ];
 
 fn epsilon(node: &Node) -> Result<f64, OpError> {
@@ -267,6 +268,29 @@ fn eval_lp(cx: &EvalCx) -> Values {
     let y = map_lanes(x.f()?, &[axis], |v| {
         let norm = norm(v);
         v.iter_mut().for_each(|x| *x = if norm == 0.0 { 0.0 } else { *x / norm });
+    })?;
+    Ok(vec![Array::float(x.dtype, y)])
+}
+
+/// The axes that MeanVarianceNormalization averages over.
+fn averaged_axes(node: &Node, rank: usize) -> Result<Vec<usize>, OpError> {
+    normalize_axes(ints_attr(node, "axes")?.unwrap_or(&[0, 2, 3]), rank)
+}
+
+fn infer_mean_variance(cx: &InferCx) -> Types {
+    let x = float_ty(cx, 0)?;
+    if let Some(rank) = x.rank() {
+        averaged_axes(cx.node, rank)?;
+    }
+    Ok(vec![x.clone()])
+}
+
+fn eval_mean_variance(cx: &EvalCx) -> Values {
+    let x = cx.array(0)?;
+    let axes = averaged_axes(cx.node, x.shape().len())?;
+    let y = map_lanes(x.f()?, &axes, |v| {
+        let (mean, variance) = moments(v);
+        v.iter_mut().for_each(|x| *x = (*x - mean) / (variance.sqrt() + 1e-9));
     })?;
     Ok(vec![Array::float(x.dtype, y)])
 }

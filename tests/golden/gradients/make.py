@@ -1,7 +1,8 @@
 """Gradients by torch in float64, for autodiff/tests.
 
 Reads cases.json (one case a line: op, attributes, operands) and writes
-  gradients.json  for each case its operands, a cotangent for each float output, and the gradients;
+  gradients.json  for each case its operands, a cotangent for each float output, the results' product with these (the
+                  loss), and the gradients;
   networks.json   first and second derivatives and Jacobian-vector products of two small networks.
 
 An operand of a case is a shape (floats in -2..2), or an object:
@@ -58,7 +59,8 @@ def prelu(a, x, s):
 def hard_sigmoid(a, x):
     if a.get("alpha") == F32(0.16666667):
         return F.hardsigmoid(x)
-    return (a.get("alpha", 0.2) * x + a.get("beta", 0.5)).clamp(0, 1)
+    # The specification's default is float32.
+    return (a.get("alpha", F32(0.2)) * x + a.get("beta", 0.5)).clamp(0, 1)
 
 
 def one_hot(a, index, depth, values):
@@ -185,6 +187,13 @@ def gather_grad(a, index, gy):
     return gradient(lambda x: gather(a, x, index), torch.zeros(a["input_shape"]), gy)
 
 
+def gather_nd(a, x, index):
+    if a.get("batch_dims", 0) == 0:
+        return x[tuple(index.unbind(-1))]
+    inner = {"batch_dims": a["batch_dims"] - 1}
+    return torch.stack([gather_nd(inner, *pair) for pair in zip(x, index)])
+
+
 def scatter_elements(a, x, index, updates):
     f = x.scatter_add if a.get("reduction") == "add" else x.scatter
     return f(a.get("axis", 0), index, updates)
@@ -252,6 +261,96 @@ def batch_norm(a, x, *channels):
 
 def group_norm(a, x, scale, bias):
     return F.group_norm(x, a["num_groups"], scale, bias, a.get("epsilon", 1e-5))
+
+
+def mean_variance(a, x):
+    axes = a.get("axes", [0, 2, 3])
+    return (x - x.mean(axes, keepdim=True)) / (x.std(axes, correction=0, keepdim=True) + 1e-9)
+
+
+def lp_pool(a, x):
+    strides, begin, end, _ = window(a, x.shape[2:], a["kernel_shape"])
+    p = a.get("p", 2)
+    f = {3: F.lp_pool1d, 4: F.lp_pool2d}[x.dim()]
+    kernel = a["kernel_shape"] if x.dim() > 3 else a["kernel_shape"][0]
+    return f(padded(x.abs(), begin, end), p, kernel, strides if x.dim() > 3 else strides[0])
+
+
+def reverse_sequence(a, x, lengths):
+    batch, time = a.get("batch_axis", 1), a.get("time_axis", 0)
+    turn = lambda v, n: torch.cat([v[:n].flip(0), v[n:]])
+    rows = [turn(v, n) for v, n in zip(x.movedim((batch, time), (0, 1)), lengths.tolist())]
+    return torch.stack(rows).movedim((0, 1), (batch, time))
+
+
+def resize(a, x, roi=None, scales=None, sizes=None):
+    """torch's interpolate: its `nearest-exact` takes the pixel whose area holds the place."""
+    sizes = [int(n * s) for n, s in zip(x.shape, scales.tolist())] if sizes is None else sizes.tolist()
+    sizes = sizes[-(x.dim() - 2) :]
+    if a.get("mode", "nearest") == "nearest":
+        asymmetric = a.get("coordinate_transformation_mode") == "asymmetric"
+        return F.interpolate(x, sizes, mode="nearest" if asymmetric else "nearest-exact")
+    corners = a.get("coordinate_transformation_mode") == "align_corners"
+    return F.interpolate(x, sizes, mode="linear" if x.dim() == 3 else "bilinear", align_corners=corners)
+
+
+def recurrent(kind):
+    """torch's own layers; their gates stand in another order, and they know no peepholes and other resets."""
+    order = {"LSTM": [0, 2, 3, 1], "GRU": [1, 0, 2], "RNN": [0]}[kind]
+
+    def torch_gates(v):
+        parts = v.chunk(len(order))
+        return torch.cat([parts[i] for i in order])
+
+    def by_steps(a, x, w, r, b, h, c=None, p=None):
+        """What torch's layers lack, step by step for one forward direction."""
+        gates = lambda v: v.chunk(len(order), -1)
+        wb, rb = b.chunk(2)
+        ys = []
+        for xt in x:
+            u = gates(xt @ w.T + wb)
+            v = gates(h @ r.T + rb)
+            if kind == "GRU":
+                z, reset = (u[0] + v[0]).sigmoid(), (u[1] + v[1]).sigmoid()
+                h = (1 - z) * (u[2] + (reset * h) @ gates(r.T)[2] + gates(rb)[2]).tanh() + z * h
+            else:
+                pi, po, _ = p.chunk(3)
+                i = (u[0] + v[0] + pi * c).sigmoid()
+                c = (1 - i) * c + i * (u[3] + v[3]).tanh()
+                h = (u[1] + v[1] + po * c).sigmoid() * c.tanh()
+            ys.append(h)
+        return torch.stack(ys)[:, None], h[None], *([] if c is None else [c[None]])
+
+    def reference(a, x, w, r, b=None, lengths=None, h=None, c=None, p=None):
+        first = lambda v: v.transpose(0, 1) if a.get("layout") else v
+        hidden, directions = a["hidden_size"], w.shape[0]
+        x, batch = first(x), first(x).shape[1]
+        h = torch.zeros(directions, batch, hidden) if h is None else first(h)
+        c = torch.zeros(directions, batch, hidden) if c is None else first(c)
+        b = torch.zeros(directions, 2 * w.shape[1]) if b is None else b
+        if p is not None or (kind == "GRU" and not a.get("linear_before_reset")):
+            return by_steps(a, x, w[0], r[0], b[0], h[0], *([c[0], p[0]] if kind == "LSTM" else []))
+        reverse = a.get("direction") == "reverse"
+        x = x.flip(0) if reverse else x
+        layer = getattr(torch.nn, kind)(x.shape[2], hidden, bidirectional=directions == 2)
+        weights = {}
+        for d, suffix in zip(range(directions), ["", "_reverse"]):
+            wb, rb = b[d].chunk(2)
+            named = {"weight_ih": w[d], "weight_hh": r[d], "bias_ih": wb, "bias_hh": rb}
+            weights.update({f"{name}_l0{suffix}": torch_gates(v) for name, v in named.items()})
+        given = x
+        if lengths is not None:
+            given = torch.nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
+        state = (h, c) if kind == "LSTM" else h
+        y, last = torch.func.functional_call(layer, weights, (given, state))
+        if lengths is not None:
+            y = torch.nn.utils.rnn.pad_packed_sequence(y, total_length=x.shape[0])[0]
+        y = y.reshape(x.shape[0], batch, directions, hidden).transpose(1, 2)
+        y = y.flip(0) if reverse else y
+        y = y.permute(2, 0, 1, 3) if a.get("layout") else y
+        return y, *map(first, last if kind == "LSTM" else [last])
+
+    return reference
 
 
 # Quantisation
@@ -332,6 +431,8 @@ REFERENCES = {
     "Selu": lambda a, x: F32(1.05070102214813) * F.elu(x, F32(1.67326319217681)),
     "Celu": lambda a, x: F.celu(x, a.get("alpha", 1.0)),
     "Mish": unary(F.mish),
+    "Shrink": lambda a, x: F.hardshrink(x, a.get("lambd", 0.5))
+    - a.get("bias", 0.0) * x.sign() * (x.abs() > a.get("lambd", 0.5)),
     "Softmax": lambda a, x: F.softmax(x, a.get("axis", -1)),
     "LogSoftmax": lambda a, x: F.log_softmax(x, a.get("axis", -1)),
     "ReduceSum": reduce(lambda x, d, k: x.sum(d, k)),
@@ -350,6 +451,7 @@ REFERENCES = {
     "Gemm": lambda a, x, y, c=torch.zeros(()): a.get("alpha", 1.0)
     * (swap(x, a.get("transA")) @ swap(y, a.get("transB")))
     + a.get("beta", 1.0) * c,
+    "Einsum": lambda a, *x: torch.einsum(a["equation"], *x),
     "Conv": conv,
     "ConvTranspose": conv_transpose,
     "ai.limbeck::ConvGradInput": conv_grad_input,
@@ -368,6 +470,11 @@ REFERENCES = {
     "InstanceNormalization": lambda a, x, s, b: F.instance_norm(x, None, None, s, b, eps=a.get("epsilon", 1e-5)),
     "GroupNormalization": group_norm,
     "LpNormalization": lambda a, x: F.normalize(x, a.get("p", 2), a.get("axis", -1)),
+    "MeanVarianceNormalization": mean_variance,
+    "LpPool": lp_pool,
+    "ReverseSequence": reverse_sequence,
+    "Resize": resize,
+    **{kind: recurrent(kind) for kind in ["LSTM", "GRU", "RNN"]},
     "Reshape": lambda a, x, shape: x.reshape(shape.tolist()),
     "Flatten": lambda a, x: x.reshape(int(np.prod(x.shape[: a["axis"]])), -1),
     "Squeeze": lambda a, x, axes=None: x.squeeze() if axes is None else x.squeeze(axes.tolist()),
@@ -386,7 +493,7 @@ REFERENCES = {
     "ai.limbeck::GatherGrad": gather_grad,
     "GatherElements": lambda a, x, index: x.gather(a.get("axis", 0), index),
     "ScatterElements": scatter_elements,
-    "GatherND": lambda a, x, index: x[tuple(index.unbind(-1))],
+    "GatherND": gather_nd,
     "ScatterND": scatter_nd,
     "OneHot": one_hot,
     "Slice": slice_,
@@ -424,6 +531,7 @@ def made(index, case):
         "outputs": case.get("outputs", 1),
         "inputs": [t if t is None else {"dtype": name(t), "const": c, **plain(t)} for t, c in operands],
         "cotangents": [plain(c) for c in cotangents],
+        "loss": sum((y * c).sum() for y, c in zip(outputs, cotangents)).item(),
         "grads": [None if constant else plain(next(found)) for _, constant in operands],
     }
 

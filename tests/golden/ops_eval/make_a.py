@@ -348,7 +348,15 @@ def norm():
     case("LpNormalization", np.zeros((2, 3), dtype=np.float32), only="runtime")
 
 
-for family in [elementwise, activation, logic, reduce, matmul, norm]:
+def composite():
+    for attrs in [{}, {"lambd": 1.2}, {"bias": 0.3}, {"lambd": 0.8, "bias": -0.2}]:
+        case("Shrink", f(2, 6), **attrs)
+    case("MeanVarianceNormalization", f(2, 3, 2, 2))
+    case("MeanVarianceNormalization", f(2, 3, 4), axes=[2])
+    case("MeanVarianceNormalization", f(2, 3, 4), axes=[0, -1])
+
+
+for family in [elementwise, activation, logic, reduce, matmul, norm, composite]:
     family()
 if DISAGREEMENTS:
     raise SystemExit("the oracles differ:\n" + "\n".join(DISAGREEMENTS))
