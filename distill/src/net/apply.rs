@@ -144,7 +144,8 @@ impl Net {
             if node.is("", "Cast") && foreign.is_some() && to == foreign {
                 return Some(vec![operands.first().copied().flatten()?.cast(cx.float()).identity()]);
             }
-            None
+            // What has no gradient of its own is unrolled for training alone: engines run the operator itself better.
+            training.and_then(|_| compose(cx, node, operands))
         });
         cx.set_scope(&former);
         if let Some(error) = failure {
