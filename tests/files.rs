@@ -192,6 +192,25 @@ fn old_operators_run_alike_on_every_engine() {
 }
 
 #[test]
+fn an_imported_model_is_static_and_answers_alike() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, feeds) = prepare(folder.path());
+    let out = folder.path().join("static.onnx");
+    let import = ["import", text(&model), "--out", text(&out)];
+    facts(&[&import[..], &["--dim", "batch=8"]].concat());
+    let inputs = facts(&["inspect", text(&out)])["inputs"].to_string();
+    assert!(inputs.contains("float32[8, 1, 8, 8]"), "{inputs}");
+    assert_eq!(outputs(&out, &feeds, "reference"), outputs(&model, &feeds, "reference"));
+    for (more, names) in [
+        (["--dim", "height=3"], ["height", "batch"]),
+        (["--fix", "y=1"], ["y", "\"x\""]),
+        (["--fix", "x=one"], ["x=one", "number"]),
+    ] {
+        fails_naming(&[&import[..], &more].concat(), 1, &names);
+    }
+}
+
+#[test]
 fn a_model_without_inputs_needs_no_feeds() {
     let folder = tempfile::tempdir().unwrap();
     let cx = Cx::new("constant", DType::F32);

@@ -96,15 +96,19 @@ pub(super) fn slower(r: &Results) -> Option<String> {
     let [.., before, last] = &stages[..] else { return None };
     let time = |stage: usize| mean(&over(r, stage, |m| m.latency_ms));
     let (was, is) = (time(stages.len() - 2), time(stages.len() - 1));
+    let size = |stage: usize| mean(&over(r, stage, |m| m.bytes as f64)) as u64;
+    let sizes = (size(stages.len() - 2), size(stages.len() - 1));
     (is > was).then(|| {
         format!(
-            "On {} the student after '{}' is {:.1} times slower than after '{}' ({} for {}): it saves bytes here, not time.",
+            "On {} the student after '{}' is {:.1} times slower than after '{}' ({} for {}); its file has {} for {}.",
             r.engine,
             last.stage,
             is / was,
             before.stage,
             ms(is),
-            ms(was)
+            ms(was),
+            bytes(sizes.1),
+            bytes(sizes.0)
         )
     })
 }

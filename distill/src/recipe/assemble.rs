@@ -10,12 +10,15 @@ use limbeck_runtime::StateRole;
 use limbeck_tensor::DType;
 use std::collections::BTreeMap;
 
+/// Name and value of a loss.
+type Term<'c> = (String, Var<'c>);
+
 /// The forward half of a step: sources of taps, and the losses on them.
 pub(super) struct Losses<'c> {
     /// The weighted sum.
     pub(super) total: Var<'c>,
-    /// Name and value of each term, unweighted.
-    pub(super) terms: Vec<(String, Var<'c>)>,
+    /// Each term, unweighted.
+    pub(super) terms: Vec<Term<'c>>,
     student: ParamSet<'c>,
     /// Of the student's main application.
     pub(super) outputs: Outputs<'c>,
@@ -206,13 +209,12 @@ impl Loaded {
     }
 
     /// The weighted sum of the losses, and each of them.
-    #[allow(clippy::type_complexity)]
     fn terms<'c>(
         &self,
         s: &StepBuilder<'c>,
         sources: &Sources<'c>,
         row_weight: Var<'c>,
-    ) -> Result<(Var<'c>, Vec<(String, Var<'c>)>), DistillError> {
+    ) -> Result<(Var<'c>, Vec<Term<'c>>), DistillError> {
         let mut total: Option<Var<'c>> = None;
         let mut terms = vec![];
         for (i, loss) in self.recipe.loss.iter().enumerate() {
