@@ -55,11 +55,10 @@ impl Graph {
             GraphError::Value { name: name.into(), reason: format!("is no input of the model; there are {known:?}") }
         })?;
         let given = TensorType::of(value);
-        if let Some(declared) = self.ty(id) {
-            if declared.dtype != given.dtype || declared.unify(&given).is_none() {
-                let reason = format!("takes {declared}, and cannot be fixed to a value of type {given}");
-                return Err(GraphError::Value { name: name.into(), reason });
-            }
+        let unfit = |declared: &&TensorType| declared.dtype != given.dtype || declared.unify(&given).is_none();
+        if let Some(declared) = self.ty(id).filter(unfit) {
+            let reason = format!("takes {declared}, and cannot be fixed to a value of type {given}");
+            return Err(GraphError::Value { name: name.into(), reason });
         }
         self.inputs.retain(|&input| input != id);
         self.set_initializer(id, value.clone());
