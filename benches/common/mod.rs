@@ -4,8 +4,8 @@
 use anyhow::Result;
 use limbeck::digits::nets;
 use limbeck::distill::optim::Sgd;
-use limbeck::distill::{GradOptions, Group, Net, Step, build_step, models, objective};
-use limbeck::graph::{Form, Graph};
+use limbeck::distill::{GradOptions, Group, Net, Step, build_step, form_for, models, objective};
+use limbeck::graph::Graph;
 use limbeck::runtime::{CompileOptions, Engine, Model, Program, StateRole, noise};
 use limbeck::tensor::{DType, Tensor, TensorMap};
 
@@ -69,7 +69,7 @@ pub(crate) fn train_step(case: &Case) -> Result<Step> {
 
 /// The step in the form that the engine runs best.
 pub(crate) fn lowered(step: &Step, engine: &dyn Engine) -> Result<Step> {
-    nets::lowered(step.clone(), nets::form_for(engine.name()))
+    nets::lowered(step.clone(), form_for(engine))
 }
 
 /// A batch of seeded noise with labels and teacher logits.
@@ -91,7 +91,6 @@ pub(crate) fn batch(case: &Case) -> Result<TensorMap> {
 pub(crate) fn inference(net: &Net, engine: &dyn Engine, batch: usize, threads: usize) -> Result<Box<dyn Program>> {
     let mut graph: Graph = net.graph().clone();
     graph.bind_dims(&[("batch", batch)])?;
-    let form = if engine.name() == "tract" { Form::Fused } else { Form::Portable };
-    let model = Model::new(graph.lowered(form)?.to_bytes()?);
+    let model = Model::new(graph.lowered(form_for(engine))?.to_bytes()?);
     Ok(engine.compile(&model, &CompileOptions { threads, ..CompileOptions::default() })?)
 }

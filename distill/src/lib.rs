@@ -14,7 +14,7 @@ mod trainer;
 
 pub use error::DistillError;
 pub use net::{Mode, Net, Noise, Outputs, ParamSet, Statistic, Training};
-pub use step::{GradOptions, Group, Step, StepBuilder, build_step};
+pub use step::{GradOptions, Group, Step, StepBuilder, build_step, form_for};
 pub use trainer::{
     AfterEpoch, Augment, Fit, History, Hooks, Report, Schedule, Trainer, Validate, accuracy, argmax, concat_rows,
     predict,

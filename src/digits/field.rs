@@ -4,7 +4,9 @@
 use anyhow::Result;
 use limbeck_distill::data::Arrays;
 use limbeck_distill::optim::AdamW;
-use limbeck_distill::{GradOptions, Group, Mode, Net, Step, Trainer, accuracy, argmax, build_step, objective};
+use limbeck_distill::{
+    GradOptions, Group, Mode, Net, Step, Trainer, accuracy, argmax, build_step, form_for, objective,
+};
 use limbeck_graph::Form;
 use limbeck_runtime::{Augment, Bundle, CompileOptions, Engine, Learner, LearnerOptions, Session, StateRole, noise};
 use limbeck_tensor::{DType, Tensor, TensorMap};
@@ -13,7 +15,7 @@ use std::sync::Arc;
 
 use super::data::{CLASSES, SIDE, drift, rows};
 use super::engine::SCORE_BATCH;
-use super::nets::{form_for, lowered};
+use super::nets::lowered;
 
 /// Samples of the stream.
 const STREAM: usize = 1080;
@@ -189,17 +191,12 @@ impl Device {
         Ok(match arm {
             Arm::Frozen => Device::Frozen(bundle.session(engine, &compile)?.into()),
             Arm::Naive => {
-                let step = naive_step(net, form_for(engine.name()))?;
+                let step = naive_step(net, form_for(engine))?;
                 let trainer = Trainer::new(engine, &step, &compile, seed)?;
                 Device::Naive(bundle.session(engine, &compile)?.into(), trainer.into())
             }
             Arm::SelfDistilled => {
-                let form = match form_for(engine.name()) {
-                    Form::Fused => limbeck_runtime::Form::Fused,
-                    Form::Portable => limbeck_runtime::Form::Portable,
-                };
                 let options = LearnerOptions {
-                    form: Some(form),
                     compile,
                     steps: STEPS,
                     latest_rows: Some(ARRIVAL),

@@ -116,8 +116,3 @@ pub fn lowered(mut step: Step, form: Form) -> Result<Step> {
     step.graph = step.graph.lowered(form)?;
     Ok(step)
 }
-
-/// The form that an engine runs best.
-pub fn form_for(engine: &str) -> Form {
-    if engine == "tract" { Form::Fused } else { Form::Portable }
-}

@@ -6,8 +6,10 @@ mod seal;
 pub use minimise::{GradOptions, Group};
 
 use crate::{DistillError, Net, Outputs, ParamSet, Training};
-use limbeck_graph::{Cx, Graph, ValueId, Var};
-use limbeck_runtime::{Distribution, Model, NoiseEntry, ScalarEntry, StateEntry, StateRole, StepManifest, TensorEntry};
+use limbeck_graph::{Cx, Form, Graph, ValueId, Var};
+use limbeck_runtime::{
+    Distribution, Engine, Model, NoiseEntry, ScalarEntry, StateEntry, StateRole, StepManifest, TensorEntry,
+};
 use limbeck_tensor::{Bytes, DType, Tensor, TensorMap};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -45,6 +47,11 @@ impl Step {
     pub fn bytes(&self) -> Result<Bytes, DistillError> {
         Ok(self.graph.to_bytes()?)
     }
+}
+
+/// The form of graphs that an engine runs best: fused where it has the kernels.
+pub fn form_for(engine: &dyn Engine) -> Form {
+    if engine.forms().contains(&limbeck_runtime::Form::Fused) { Form::Fused } else { Form::Portable }
 }
 
 #[derive(Default)]

@@ -1,5 +1,5 @@
 //! Small seeded networks with BatchNormalization, for the passes' tests.
-#![allow(dead_code)]
+#![allow(dead_code)] // each test file uses its part
 
 use limbeck_graph::{Attr, Cx, Graph, Var};
 use limbeck_tensor::{DType, Tensor, TensorMap};

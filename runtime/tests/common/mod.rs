@@ -1,5 +1,5 @@
 //! The toy bundle: three classes on a circle, a linear classifier, and a step that trains it.
-#![allow(dead_code)]
+#![allow(dead_code)] // each test file uses its part
 
 use limbeck_runtime::{
     Bundle, BundleManifest, FORMAT, FileEntry, Form, MANIFEST, ModelEntry, ScalarEntry, SelfTestEntry, StateEntry,
