@@ -29,4 +29,5 @@ pub use infer::infer_node;
 pub use ir::{Capture, Graph, IR_VERSION, LIMBECK, Meta, NodeId, OPSET, Value, ValueId};
 pub use lower::{FUSED_OPS, Form};
 pub use node::{Attr, Node};
+pub use onnx::read_tensor_proto;
 pub use types::{Dim, TensorType};

@@ -3,8 +3,11 @@
 
 mod arm;
 mod ci;
+mod models;
+mod node_tests;
 mod ort;
 mod process;
+mod python;
 
 use std::path::{Path, PathBuf};
 
@@ -21,14 +24,14 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Test the workspace on both engines; fetches ONNX Runtime where pip exists.
+    /// Test the workspace on both engines; where pip exists it fetches ONNX Runtime and generates ONNX's node tests.
     Test {
-        /// Test at length: the whole demo on every engine, many more random cases.
+        /// Test at length: the whole demo on every engine, models of other people, many more random cases.
         #[arg(long)]
         full: bool,
-        /// Test tract alone and fetch nothing.
+        /// Fetch nothing: tract alone is tested, and without ONNX's node tests.
         #[arg(long)]
-        tract_only: bool,
+        offline: bool,
     },
     /// Fetch ONNX Runtime and print the shell line that makes it known.
     Ort,
@@ -52,9 +55,9 @@ enum Task {
 fn main() -> Result<()> {
     let task = Cli::parse().task;
     match task {
-        Task::Test { full, tract_only } => {
+        Task::Test { full, offline } => {
             enter_workspace()?;
-            ci::test(full, tract_only)
+            ci::test(full, offline)
         }
         Task::Ort => {
             enter_workspace()?;

@@ -1,12 +1,11 @@
 //! The ONNX Runtime library for the tests, taken from its PyPI wheel: pinned version, pinned hash.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::{env, fs};
 
 use anyhow::{Context, Result, bail};
 
-use crate::process;
+use crate::python;
 
 /// The version that the tests run against.
 const VERSION: &str = "1.32.0";
@@ -75,7 +74,7 @@ pub(crate) fn for_tests() -> Result<Library> {
         Ok(wheel) => wheel,
         Err(reason) => return Ok(Library::None(reason.to_string())),
     };
-    if !wheel.library()?.is_file() && python_with_pip().is_none() {
+    if !wheel.library()?.is_file() && python::with_pip().is_none() {
         return Ok(Library::None(NO_PIP.to_owned()));
     }
     fetch(wheel).map(Library::Found)
@@ -88,7 +87,7 @@ pub(crate) fn fetch(wheel: &Wheel) -> Result<PathBuf> {
     if library.is_file() {
         return Ok(library);
     }
-    let Some(python) = python_with_pip() else {
+    let Some(python) = python::with_pip() else {
         bail!(NO_PIP);
     };
     let folder = library.parent().context("the library lies in a folder")?;
@@ -97,28 +96,18 @@ pub(crate) fn fetch(wheel: &Wheel) -> Result<PathBuf> {
     let fetched = fetch_into(wheel, &python, &scratch);
     let placed = fetched.and_then(|fetched| Ok(fs::rename(fetched, &library)?));
     fs::remove_dir_all(&scratch)?;
-    placed.context("ONNX Runtime could not be fetched; `cargo xtask test --tract-only` tests without it")?;
+    placed.context("ONNX Runtime could not be fetched; `cargo xtask test --offline` tests without it")?;
     Ok(library)
 }
 
 /// The path of the unpacked library inside `scratch`.
 fn fetch_into(wheel: &Wheel, python: &Path, scratch: &Path) -> Result<PathBuf> {
-    let requirements = scratch.join("requirements.txt");
-    fs::write(&requirements, wheel.requirement())?;
-    let mut pip = Command::new(python);
-    pip.args(["-m", "pip", "--disable-pip-version-check", "--quiet", "download", "--no-deps"]);
-    pip.args(["--only-binary=:all:", "--require-hashes", "--platform", wheel.platform]);
-    pip.args(["--implementation", "cp", "--python-version", "3.11", "--abi", "cp311", "--dest"]);
-    process::run(pip.arg(scratch).arg("--requirement").arg(&requirements))?;
-
-    let is_wheel = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "whl");
-    let files = fs::read_dir(scratch)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
-    let file = files.into_iter().find(is_wheel).context("pip left no wheel behind")?;
+    let tags = ["--platform", wheel.platform, "--implementation", "cp", "--python-version", "3.11", "--abi", "cp311"];
     let unpacked = scratch.join("unpacked");
-    process::run(Command::new(python).args(["-m", "zipfile", "-e"]).args([&file, &unpacked]))?;
+    python::unpack_wheel(python, &wheel.requirement(), &tags, &unpacked)?;
     let library = unpacked.join("onnxruntime/capi").join(Wheel::file_name());
     if !library.is_file() {
-        bail!("{} holds no onnxruntime/capi/{}", file.display(), Wheel::file_name());
+        bail!("the wheel holds no onnxruntime/capi/{}", Wheel::file_name());
     }
     Ok(library)
 }
@@ -138,14 +127,6 @@ impl Wheel {
     fn requirement(&self) -> String {
         format!("onnxruntime=={VERSION} --hash=sha256:{}\n", self.sha256)
     }
-}
-
-/// A Python 3 whose pip runs.
-fn python_with_pip() -> Option<PathBuf> {
-    ["python3", "python"].iter().filter_map(|name| process::find_program(&[name])).find(|python| {
-        let version = process::output(Command::new(python).args(["-m", "pip", "--version"]));
-        version.is_ok_and(|version| version.contains("python 3"))
-    })
 }
 
 #[cfg(test)]

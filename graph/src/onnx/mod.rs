@@ -11,7 +11,20 @@ mod write;
 
 use crate::{Graph, GraphError};
 use bytes::Bytes;
+use limbeck_tensor::Tensor;
 use std::path::Path;
+
+/// Name and value of a serialised TensorProto, as the `.pb` files of ONNX's tests hold them. External data is refused.
+pub fn read_tensor_proto(bytes: &Bytes) -> Result<(String, Tensor), GraphError> {
+    let read = || {
+        let proto = tensor::TensorProto::decode(bytes)?;
+        if proto.external()?.is_some() {
+            return Err("its data lies outside of it".to_owned());
+        }
+        Ok((proto.name.clone(), proto.tensor(None)?))
+    };
+    read().map_err(|reason: String| GraphError::Format { file: "tensor".into(), reason })
+}
 
 impl Graph {
     /// Reads a model. The file stays mapped as long as the graph or any of its tensors lives, so it must not be

@@ -136,6 +136,14 @@ fn dtype(element: TensorElementType) -> Option<DType> {
         E::String => DType::String,
         E::Int4 => DType::I4,
         E::Uint4 => DType::U4,
+        E::Float8E4M3FN => DType::F8E4M3FN,
+        E::Float8E4M3FNUZ => DType::F8E4M3FNUZ,
+        E::Float8E5M2 => DType::F8E5M2,
+        E::Float8E5M2FNUZ => DType::F8E5M2FNUZ,
+        E::Float8E8M0 => DType::F8E8M0,
+        E::Float4E2M1 => DType::F4E2M1,
+        E::Uint2 => DType::U2,
+        E::Int2 => DType::I2,
         _ => return None,
     })
 }
