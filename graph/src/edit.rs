@@ -21,6 +21,18 @@ impl Graph {
         id
     }
 
+    /// Puts nodes into the place of `id` in the order, which is removed; as [`Graph::add_node`] otherwise. What they provide
+    /// may be what `id` provided.
+    pub(crate) fn replace_node(&mut self, id: NodeId, nodes: Vec<Node>) {
+        let Some(at) = self.order.iter().position(|&n| n == id) else { return };
+        // As `remove_nodes`, but at a place that is known.
+        for output in self.nodes[id.0 as usize].take().iter().flat_map(|n| n.outputs.iter().flatten()) {
+            self.values[output.0 as usize].producer = None;
+        }
+        let new: Vec<NodeId> = nodes.into_iter().map(|node| self.push_node(Node { raw: None, ..node })).collect();
+        self.order.splice(at..=at, new);
+    }
+
     /// Appends a node that keeps its encoded form.
     pub(crate) fn push_in_order(&mut self, node: Node) -> NodeId {
         let id = self.push_node(node);

@@ -17,6 +17,9 @@ pub(super) struct Args {
     /// Values of named dims, NAME=N; repeatable.
     #[arg(long = "dim")]
     dims: Vec<String>,
+    /// Shapes of inputs, NAME=1,3,224,224; repeatable.
+    #[arg(long = "shape")]
+    shapes: Vec<String>,
     /// Inputs that always get one value, NAME=NUMBER or NAME=FILE.npy; repeatable.
     #[arg(long)]
     fix: Vec<String>,
@@ -26,6 +29,12 @@ pub(super) fn run(args: &Args, json: bool) -> Result<bool> {
     let mut graph = Graph::read(&args.model)?;
     let before = graph.node_count();
     let mut options = ImportOptions { dims: tensors::parse_dims(&args.dims)?, ..ImportOptions::default() };
+    for shape in &args.shapes {
+        let (name, extents) =
+            shape.split_once('=').with_context(|| format!("--shape {shape}: write NAME=1,3,224,224"))?;
+        let extents = extents.split(',').map(|n| n.trim().parse()).collect::<Result<Vec<usize>, _>>();
+        options.shapes.insert(name.to_owned(), extents.with_context(|| format!("--shape {shape}: not extents"))?);
+    }
     for fix in &args.fix {
         let (name, value) = fix.split_once('=').with_context(|| format!("--fix {fix}: write NAME=VALUE"))?;
         options.fixed.insert(name.to_owned(), fixed(&graph, name, value)?);
@@ -40,8 +49,8 @@ pub(super) fn run(args: &Args, json: bool) -> Result<bool> {
     output::print(
         &json!({
             "written": args.out.display().to_string(), "nodes_before": before, "nodes_after": graph.node_count(),
-            "inputs_fixed": report.fixed, "nodes_folded": report.folded, "branches_resolved": report.branches,
-            "nodes_removed": report.removed, "nodes_with_subgraphs_left": open,
+            "inputs_fixed": report.fixed, "functions_inlined": report.functions, "nodes_folded": report.folded,
+            "branches_resolved": report.branches, "sequences_resolved": report.sequences, "nodes_removed": report.removed, "nodes_with_subgraphs_left": open,
         }),
         json,
     );

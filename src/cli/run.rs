@@ -49,12 +49,11 @@ pub(super) fn run_on(name: &str, model: &PathBuf, feeds: &TensorMap, threads: us
     let engine = engine(name)?;
     let options = CompileOptions { threads, ..CompileOptions::default() };
     let bytes = if name == "tract" {
-        // tract wants fixed shapes, and takes what a file declares of inner values for true: it infers them itself.
+        // tract wants fixed shapes and plain nodes, and takes what a file declares of inner values for true: it infers
+        // them itself.
         let mut graph = Graph::read(model)?;
         tensors::set_inputs(&mut graph, feeds)?;
-        if graph.nodes().any(|(_, n)| n.is("", "If")) {
-            graph.import(&ImportOptions::default())?;
-        }
+        graph.import(&ImportOptions::default())?;
         tensors::forget_inner_types(&mut graph);
         graph.to_bytes()?
     } else {

@@ -2,6 +2,7 @@
 //! are written back verbatim, straight from the mapping; what is not modelled is carried along.
 
 mod external;
+pub(crate) mod function;
 mod proto;
 mod read;
 mod scope;

@@ -27,7 +27,7 @@ pub(super) fn model(bytes: &Bytes, file: &str, folder: Option<&Path>) -> Result<
 }
 
 /// State of one reading.
-struct Reader<'a> {
+pub(super) struct Reader<'a> {
     files: Files<'a>,
     /// How many tensors took their data from external files.
     external_uses: usize,
@@ -36,13 +36,18 @@ struct Reader<'a> {
 }
 
 /// A node whose names are not resolved yet.
-struct RawNode {
+pub(super) struct RawNode {
     node: Node,
     inputs: Vec<String>,
     attributes: Vec<Bytes>,
 }
 
 impl Reader<'_> {
+    /// For parts of a model that is read already; external data is refused.
+    pub(super) fn detached() -> Reader<'static> {
+        Reader { files: Files::new(None), external_uses: 0, dense: MAX_DENSE }
+    }
+
     fn model(&mut self, bytes: &Bytes) -> Result<Graph, String> {
         let mut meta = Meta::default();
         let (mut graph, mut rest, mut imports) = (None, Rest::default(), HashMap::new());
@@ -181,7 +186,7 @@ impl Reader<'_> {
         Ok(Initializer { external, ..Initializer::new(tensor) })
     }
 
-    fn node(&mut self, scope: &mut Scope, raw: RawNode, depth: usize) -> Result<(), String> {
+    pub(super) fn node(&mut self, scope: &mut Scope, raw: RawNode, depth: usize) -> Result<(), String> {
         let RawNode { mut node, inputs, attributes } = raw;
         let graph = &scope.graph;
         let first = node.outputs.iter().flatten().next().map_or("", |&o| graph.name_of(o));
@@ -208,7 +213,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    fn attribute(
+    pub(super) fn attribute(
         &mut self,
         scope: &mut Scope,
         raw: Bytes,
@@ -299,7 +304,7 @@ fn kind_of(a: &AttributeProto) -> i32 {
 }
 
 /// Scans a NodeProto and claims its outputs.
-fn raw_node(scope: &mut Scope, raw: Bytes) -> Result<RawNode, String> {
+pub(super) fn raw_node(scope: &mut Scope, raw: Bytes) -> Result<RawNode, String> {
     let mut node = Node::default();
     let (mut inputs, mut attributes, mut rest) = (vec![], vec![], Rest::default());
     let mut outputs = vec![];

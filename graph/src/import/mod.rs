@@ -1,15 +1,22 @@
-//! Making a model that someone else exported static: inputs fixed to values, dims to numbers, shape arithmetic computed,
-//! and an `If` whose condition is settled by that replaced by the branch it takes.
+//! Making a model that someone else exported plain and static: inputs fixed to values, dims to numbers, functions
+//! inlined, shape arithmetic computed, an `If` that is settled replaced by the branch it takes, sequences by tensors.
 
-use crate::{Attr, Graph, GraphError, Node, NodeId, TensorType, ValueId};
-use limbeck_tensor::{DType, Tensor, TensorMap};
-use std::collections::HashMap;
+mod branches;
+mod functions;
+mod inline;
+mod sequences;
+
+use crate::{Dim, Graph, GraphError, TensorType};
+use limbeck_tensor::{Tensor, TensorMap};
+use std::collections::BTreeMap;
 
 /// What [`Graph::import`] is told.
 #[derive(Debug, Clone, Default)]
 pub struct ImportOptions {
     /// Named dims and their extents.
     pub dims: Vec<(String, usize)>,
+    /// Shapes of inputs, by name: for those whose dims have no names, or to fix all at once.
+    pub shapes: BTreeMap<String, Vec<usize>>,
     /// Inputs that always get this value, by name.
     pub fixed: TensorMap,
 }
@@ -19,41 +26,77 @@ pub struct ImportOptions {
 pub struct ImportReport {
     /// Inputs that became constants.
     pub fixed: usize,
+    /// Calls of model-local functions that were replaced by their bodies.
+    pub functions: usize,
     /// Nodes of shape arithmetic that were computed.
     pub folded: usize,
     /// `If` nodes that were replaced by a branch.
     pub branches: usize,
+    /// Nodes on sequences and optionals that were replaced by nodes on tensors.
+    pub sequences: usize,
     /// Nodes that nothing needed afterwards.
     pub removed: usize,
 }
 
 impl Graph {
-    /// Brings the graph to the builder's opset, fixes inputs and dims, and resolves what they settle.
+    /// Brings the graph to the builder's opset, inlines its functions, fixes inputs and dims, and resolves what they settle.
     ///
     /// # Errors
-    /// An input or dim that the graph does not have, a value that an input does not take, contradictory shapes.
+    /// An input or dim that the graph does not have, a value or shape that an input does not take, contradictory shapes,
+    /// functions that call themselves.
     pub fn import(&mut self, options: &ImportOptions) -> Result<ImportReport, GraphError> {
         self.canonicalise()?;
-        let mut report = ImportReport { fixed: options.fixed.len(), ..ImportReport::default() };
+        let functions = self.inline_functions()?;
+        let mut report = ImportReport { fixed: options.fixed.len(), functions, ..ImportReport::default() };
         for (name, value) in &options.fixed {
             self.fix_input(name, value)?;
+        }
+        for (name, shape) in &options.shapes {
+            self.fix_shape(name, shape)?;
         }
         let dims: Vec<(&str, usize)> = options.dims.iter().map(|(name, extent)| (name.as_str(), *extent)).collect();
         if !dims.is_empty() {
             self.bind_dims(&dims)?;
         }
-        (report.folded, report.branches) = self.resolve_branches()?;
+        loop {
+            let (folded, branches) = self.resolve_branches()?;
+            let sequences = self.resolve_sequences()?;
+            report.folded += folded;
+            report.branches += branches;
+            report.sequences += sequences;
+            // Each turn that goes on has replaced a node, and none makes sequences or branches.
+            if sequences == 0 {
+                break;
+            }
+        }
         report.removed = self.remove_dead();
         self.verify()?;
         Ok(report)
     }
 
-    /// Makes an input a constant.
-    pub fn fix_input(&mut self, name: &str, value: &Tensor) -> Result<(), GraphError> {
-        let id = self.find(name).filter(|id| self.inputs.contains(id)).ok_or_else(|| {
+    /// Gives an input a static shape.
+    fn fix_shape(&mut self, name: &str, shape: &[usize]) -> Result<(), GraphError> {
+        let id = self.input_called(name)?;
+        let Some(declared) = self.ty(id).cloned() else { return Ok(()) };
+        let given = TensorType::with_dims(declared.dtype, shape.iter().copied().map(Dim::Known).collect());
+        let Some(united) = declared.unify(&given) else {
+            let reason = format!("takes {declared}, and cannot have the shape {shape:?}");
+            return Err(GraphError::Value { name: name.into(), reason });
+        };
+        self.set_ty(id, Some(united));
+        Ok(())
+    }
+
+    fn input_called(&self, name: &str) -> Result<crate::ValueId, GraphError> {
+        self.find(name).filter(|id| self.inputs.contains(id)).ok_or_else(|| {
             let known: Vec<&str> = self.inputs.iter().map(|&i| self.name_of(i)).collect();
             GraphError::Value { name: name.into(), reason: format!("is no input of the model; there are {known:?}") }
-        })?;
+        })
+    }
+
+    /// Makes an input a constant.
+    pub fn fix_input(&mut self, name: &str, value: &Tensor) -> Result<(), GraphError> {
+        let id = self.input_called(name)?;
         let given = TensorType::of(value);
         let unfit = |declared: &&TensorType| declared.dtype != given.dtype || declared.unify(&given).is_none();
         if let Some(declared) = self.ty(id).filter(unfit) {
@@ -65,91 +108,13 @@ impl Graph {
         self.mark_literal(id);
         Ok(())
     }
-
-    /// Replaces every `If` whose condition is a constant, or becomes one when shapes are folded, by the branch it takes.
-    /// Returns how many nodes were computed and how many branches resolved. The graph must be canonical.
-    pub fn resolve_branches(&mut self) -> Result<(usize, usize), GraphError> {
-        let (mut folded, mut resolved) = (0, 0);
-        loop {
-            folded += self.fold_shapes()?;
-            let settled = self.node_ids().into_iter().find_map(|id| Some((id, self.taken_branch(id)?)));
-            // Each turn removes one If, of which a file holds finitely many.
-            let Some((id, branch)) = settled else { return Ok((folded, resolved)) };
-            self.inline_branch(id, &branch)?;
-            resolved += 1;
-        }
-    }
-
-    /// The branch that an `If` with a constant condition takes.
-    fn taken_branch(&self, id: NodeId) -> Option<Graph> {
-        let node = self.node(id);
-        let condition = node.input(0).filter(|c| node.is("", "If") && !self.inputs.contains(c))?;
-        let condition = self.constant(condition).filter(|t| t.dtype() == DType::Bool && t.len() == 1)?;
-        let taken = if condition.to_f64_vec().ok()? == [0.0] { "else_branch" } else { "then_branch" };
-        match node.attrs.get(taken)? {
-            Attr::Graph(branch) => Some((**branch).clone()),
-            _ => None,
-        }
-    }
-
-    /// Puts a branch's nodes in the place of its `If`.
-    fn inline_branch(&mut self, id: NodeId, branch: &Graph) -> Result<(), GraphError> {
-        let results = std::mem::take(&mut self.node_mut(id).outputs);
-        if results.len() > branch.outputs.len() {
-            let reason = format!("has {} results, its branch {}", results.len(), branch.outputs.len());
-            return Err(GraphError::Node { node: self.label(id), op: "If".into(), reason });
-        }
-        let mut place: HashMap<ValueId, ValueId> = branch.captures.iter().map(|c| (c.inner, c.outer)).collect();
-        for (inner, tensor) in branch.initializers() {
-            let outer = self.add_value(branch.name_of(inner), Some(TensorType::of(tensor)));
-            self.copy_constant(outer, branch, inner);
-            place.insert(inner, outer);
-        }
-        // A node's result may be the If's own; what is no node's, or two results at once, is copied at the end.
-        for (result, &inner) in results.iter().zip(&branch.outputs) {
-            if let (Some(result), true) = (result, branch.producer(inner).is_some()) {
-                place.entry(inner).or_insert(*result);
-            }
-        }
-        for (_, node) in branch.nodes() {
-            let mut copy = node.clone();
-            for output in copy.outputs.iter_mut().flatten() {
-                let ty = branch.ty(*output).cloned();
-                let outer =
-                    *place.entry(*output).or_insert_with(|| self.add_value(branch.name_of(*output), ty.clone()));
-                if self.ty(outer).is_none() {
-                    self.set_ty(outer, ty);
-                }
-                *output = outer;
-            }
-            for input in copy.inputs.iter_mut().flatten() {
-                *input = *place.get(input).ok_or_else(|| dangling(branch, *input))?;
-            }
-            for capture in copy.subgraphs_mut().flat_map(|sub| &mut sub.captures) {
-                capture.outer = *place.get(&capture.outer).ok_or_else(|| dangling(branch, capture.outer))?;
-            }
-            self.insert_node_before(id, copy);
-        }
-        for (result, inner) in results.iter().zip(&branch.outputs) {
-            let from = *place.get(inner).ok_or_else(|| dangling(branch, *inner))?;
-            if let Some(result) = result.filter(|result| *result != from) {
-                self.insert_node_before(id, Node::new("Identity", &[from], &[result]));
-            }
-        }
-        self.remove_node(id);
-        Ok(())
-    }
-}
-
-fn dangling(branch: &Graph, value: ValueId) -> GraphError {
-    let reason = format!("is read in branch '{}', but nothing provides it", branch.name);
-    GraphError::Value { name: branch.name_of(value).into(), reason }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Cx;
+    use crate::{Attr, Cx, Node};
+    use limbeck_tensor::DType;
 
     /// A branch `x * factor + w`, with its own constants.
     fn branch(name: &str, factor: f32) -> Graph {

@@ -1,0 +1,76 @@
+//! Model-local functions, decoded when they are to be inlined. Until then the model carries them as they were read.
+
+use super::proto::{AttributeProto, OperatorSetIdProto};
+use super::read::{Reader, raw_node};
+use super::scope::Scope;
+use super::wire;
+use crate::{Attr, Graph, Meta};
+use bytes::Bytes;
+use prost::Message as _;
+use std::collections::{HashMap, HashSet};
+
+/// A function: a graph whose attributes may refer to those of the node that calls it.
+pub(crate) struct Function {
+    /// Domain and name, by which nodes call it, and which of several of that name.
+    pub(crate) domain: String,
+    pub(crate) name: String,
+    pub(crate) overload: String,
+    /// What is computed. Its inputs, in order, are the call's operands; its metadata has the opsets.
+    pub(crate) body: Graph,
+    /// Attributes that a call may leave out.
+    pub(crate) defaults: HashMap<String, Attr>,
+}
+
+/// Decodes a FunctionProto. External data is refused: what a function refers to is carried, not read.
+pub(crate) fn decode(bytes: &Bytes) -> Result<Function, String> {
+    let mut reader = Reader::detached();
+    let graph = Graph { meta: Meta::default(), ..Graph::new("") };
+    let mut scope = Scope { graph, inputs: HashSet::new(), provided: HashSet::new(), nested: false };
+    let (mut name, mut domain, mut overload) = (String::new(), String::new(), String::new());
+    let (mut nodes, mut outputs, mut defaults) = (vec![], vec![], vec![]);
+    for field in wire::fields(bytes) {
+        let field = field?;
+        match field.number {
+            1 => name = field.text()?,
+            4 => {
+                let id = scope.value(&field.text()?);
+                if !scope.provided.insert(id) {
+                    return Err(format!("function '{name}' lists an input twice"));
+                }
+                scope.inputs.insert(id);
+                scope.graph.inputs.push(id);
+            }
+            5 => outputs.push(field.text()?),
+            7 => nodes.push(field.bytes()?),
+            9 => {
+                let id = OperatorSetIdProto::decode(field.bytes()?).map_err(|e| e.to_string())?;
+                scope.graph.meta.opsets.push((id.domain, id.version));
+            }
+            10 => domain = field.text()?,
+            11 => defaults.push(field.bytes()?),
+            13 => overload = field.text()?,
+            _ => {}
+        }
+    }
+    scope.graph.name = name.clone();
+    let at = |e: String| format!("function '{domain}.{name}': {e}");
+    let nodes = nodes.into_iter().map(|raw| raw_node(&mut scope, raw)).collect::<Result<Vec<_>, _>>().map_err(at)?;
+    for raw in nodes {
+        reader.node(&mut scope, raw, 0).map_err(at)?;
+    }
+    for output in outputs {
+        let id = scope.resolve(&output, || "the output list".into()).map_err(at)?;
+        scope.graph.outputs.push(id);
+    }
+    let defaults = defaults.into_iter().map(|raw| reader.attribute(&mut scope, raw, "the function", 0));
+    let defaults = defaults.collect::<Result<_, _>>().map_err(at)?;
+    let mut body = scope.graph;
+    body.sort().map_err(|e| at(e.to_string()))?;
+    Ok(Function { domain, name, overload, body, defaults })
+}
+
+/// The caller's attribute that an encoded attribute of a function's node stands for.
+pub(crate) fn reference(raw: &Bytes) -> Option<String> {
+    let attribute = AttributeProto::decode(raw.clone()).ok()?;
+    (!attribute.ref_attr_name.is_empty()).then_some(attribute.ref_attr_name)
+}
