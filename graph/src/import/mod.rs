@@ -70,8 +70,26 @@ impl Graph {
             }
         }
         report.removed = self.remove_dead();
+        self.forget_stale_shapes();
         self.verify()?;
         Ok(report)
+    }
+
+    /// Drops what the file says in names about the shapes of results once every input's shape is settled: an engine may
+    /// take it for true that such a dim is none of the numbers.
+    fn forget_stale_shapes(&mut self) {
+        let concrete = |ty: Option<&TensorType>| ty.is_some_and(|t| t.concrete().is_some());
+        if !self.inputs.iter().all(|&i| concrete(self.ty(i))) {
+            return;
+        }
+        for id in self.value_ids() {
+            if self.producer(id).is_some() && !concrete(self.ty(id)) {
+                let output = self.ty(id).filter(|_| self.outputs.contains(&id));
+                let ty = output.map(|t| TensorType { dims: None, ..t.clone() });
+                self.set_ty(id, ty);
+                self.spare_infos.retain(|(value, _)| *value != id);
+            }
+        }
     }
 
     /// Gives an input a static shape.
