@@ -5,7 +5,8 @@ use crate::types::MAX_RANK;
 use crate::{Graph, GraphError, Node, NodeId, OpError, TensorType, op_bail};
 use limbeck_tensor::Tensor;
 
-/// Largest constant (in elements) that inference looks into: shapes and axes, not weights.
+/// Largest constant (in elements) that inference looks into: shapes and axes, not weights. Of floats only those with an
+/// entry a dim at most: the scales of a Resize.
 pub(crate) const SMALL: usize = 4096;
 
 /// Types of the outputs of `node`, whose operands are values of `graph`. `label` names it in errors.
@@ -16,7 +17,7 @@ pub fn infer_node(graph: &Graph, node: &Node, label: &str) -> Result<Vec<TensorT
         .inputs
         .iter()
         .map(|i| {
-            i.and_then(|i| graph.constant(i)).filter(|t| t.len() <= SMALL && (t.len() <= 1 || !t.dtype().is_float()))
+            i.and_then(|i| graph.constant(i)).filter(|t| t.len() <= if t.dtype().is_float() { MAX_RANK } else { SMALL })
         })
         .collect();
     let cx = InferCx { node, inputs: inputs.clone(), constants };

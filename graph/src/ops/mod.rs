@@ -13,7 +13,9 @@ mod matmul;
 mod norm;
 mod pool;
 mod quant;
+mod recurrent;
 mod reduce;
+mod resize;
 mod shape;
 mod slice;
 mod support;
@@ -76,6 +78,8 @@ const FAMILIES: &[&[OpSpec]] = &[
     index::OPS,
     slice::OPS,
     quant::OPS,
+    recurrent::OPS,
+    resize::OPS,
 ];
 
 /// All operators.
