@@ -3,6 +3,7 @@
 
 mod activation;
 mod arrange;
+mod attention;
 mod conv;
 mod einsum;
 mod elementwise;
@@ -79,6 +80,7 @@ const FAMILIES: &[&[OpSpec]] = &[
     slice::OPS,
     quant::OPS,
     recurrent::OPS,
+    attention::OPS,
     resize::OPS,
 ];
 
