@@ -4,12 +4,14 @@
 mod activation;
 mod arrange;
 mod attention;
+mod bits;
 mod conv;
 mod einsum;
 mod elementwise;
 mod fill;
 mod index;
 mod logic;
+mod loss;
 mod matmul;
 mod norm;
 mod pool;
@@ -19,6 +21,7 @@ mod reduce;
 mod resize;
 mod shape;
 mod slice;
+mod spectral;
 mod support;
 mod util;
 mod window;
@@ -81,6 +84,9 @@ const FAMILIES: &[&[OpSpec]] = &[
     quant::OPS,
     recurrent::OPS,
     attention::OPS,
+    loss::OPS,
+    bits::OPS,
+    spectral::OPS,
     resize::OPS,
 ];
 
