@@ -5,6 +5,7 @@ mod activation;
 mod arrange;
 mod attention;
 mod bits;
+mod boxes;
 mod conv;
 mod einsum;
 mod elementwise;
@@ -19,6 +20,7 @@ mod quant;
 mod recurrent;
 mod reduce;
 mod resize;
+mod sample;
 mod shape;
 mod slice;
 mod spectral;
@@ -87,6 +89,8 @@ const FAMILIES: &[&[OpSpec]] = &[
     loss::OPS,
     bits::OPS,
     spectral::OPS,
+    sample::OPS,
+    boxes::OPS,
     resize::OPS,
 ];
 
