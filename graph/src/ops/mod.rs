@@ -17,14 +17,17 @@ mod matmul;
 mod norm;
 mod pool;
 mod quant;
+mod random;
 mod recurrent;
 mod reduce;
 mod resize;
 mod sample;
+mod select;
 mod shape;
 mod slice;
 mod spectral;
 mod support;
+mod unpool;
 mod util;
 mod window;
 
@@ -91,6 +94,9 @@ const FAMILIES: &[&[OpSpec]] = &[
     spectral::OPS,
     sample::OPS,
     boxes::OPS,
+    select::OPS,
+    unpool::OPS,
+    random::OPS,
     resize::OPS,
 ];
 
