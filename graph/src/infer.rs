@@ -9,7 +9,8 @@ use limbeck_tensor::Tensor;
 /// entry a dim at most: the scales of a Resize.
 pub(crate) const SMALL: usize = 4096;
 
-/// Types of the outputs of `node`, whose operands are values of `graph`. `label` names it in errors.
+/// Types of the outputs of `node`, whose operands are values of `graph`: all of them, or of a node with subgraphs those
+/// up to the first that is not known. `label` names the node in errors.
 pub fn infer_node(graph: &Graph, node: &Node, label: &str) -> Result<Vec<TensorType>, GraphError> {
     let spec = ops::spec_of(node, label)?;
     let inputs: Vec<Option<&TensorType>> = node.inputs.iter().map(|i| i.and_then(|i| graph.ty(i))).collect();
@@ -20,7 +21,7 @@ pub fn infer_node(graph: &Graph, node: &Node, label: &str) -> Result<Vec<TensorT
             i.and_then(|i| graph.constant(i)).filter(|t| t.len() <= if t.dtype().is_float() { MAX_RANK } else { SMALL })
         })
         .collect();
-    let cx = InferCx { node, inputs: inputs.clone(), constants };
+    let cx = InferCx { node, inputs: inputs.clone(), constants, outer: graph };
     (spec.infer)(&cx).and_then(check_ranks).map_err(|e| {
         let operands: Vec<String> = node
             .inputs

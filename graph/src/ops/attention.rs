@@ -2,8 +2,7 @@
 
 use super::index::scatter;
 use super::support::{
-    build, check_rank, extent, flag_attr, float_attr, int_attr, ints, known, product, reshaped, show, str_attr,
-    unify,
+    build, check_rank, extent, flag_attr, float_attr, int_attr, ints, known, product, reshaped, show, str_attr, unify,
 };
 use super::util::{Types, Values, check_same_shape, check_size, expand, float_ty, map_lanes, same_dtype};
 use super::{EvalCx, InferCx, OpSpec, normalize_axis, op};

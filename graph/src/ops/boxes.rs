@@ -1,6 +1,8 @@
 //! Boxes over images: pooling of regions, and the suppression of boxes that overlap better ones.
 
-use super::support::{build, check_rank, extents, flag_attr, float_attr, int_attr, ints_attr, one_f64, one_int, str_attr, typed_as, unify};
+use super::support::{
+    build, check_rank, extents, flag_attr, float_attr, int_attr, ints_attr, one_f64, one_int, str_attr, typed_as, unify,
+};
 use super::util::{Types, Values, check_size, float_ty, same_dtype};
 use super::{EvalCx, InferCx, OpSpec, op};
 use crate::types::Dim;

@@ -65,7 +65,8 @@ fn loss(cx: &EvalCx, x: &ArrayD<f64>) -> Result<Array, OpError> {
     if target.shape() != [&[n], rest].concat() || weight.is_some_and(|w| w.shape() != [classes]) {
         op_bail!("scores {:?}, targets {:?} and class weights do not fit", x.shape(), target.shape());
     }
-    let ignored = cx.node.attrs.contains_key("ignore_index").then(|| int_attr(cx.node, "ignore_index", 0)).transpose()?;
+    let ignored =
+        cx.node.attrs.contains_key("ignore_index").then(|| int_attr(cx.node, "ignore_index", 0)).transpose()?;
     let mut total = 0.0;
     let each = target.indexed_iter().map(|(ix, &class)| {
         if Some(class) == ignored {

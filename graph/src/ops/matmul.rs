@@ -1,7 +1,9 @@
 //! Matrix products and determinants.
 
 use super::support::{flag_attr, float_attr, known, show, unify};
-use super::util::{Num, Types, Values, check_expands, check_size, expand, float_ty, fold_axes, number_ty, number2, same_dtype};
+use super::util::{
+    Num, Types, Values, check_expands, check_size, expand, float_ty, fold_axes, number_ty, number2, same_dtype,
+};
 use super::{EvalCx, InferCx, OpSpec, broadcast_dims, broadcast_shapes, op};
 use crate::types::{Dim, TensorType};
 use crate::{Array, ArrayData, OpError, op_bail};

@@ -86,12 +86,8 @@ impl Extents {
         let Extents { steps, batch, hidden } = self;
         let directions = Dim::Known(directions(node)?.len());
         Ok(match batch_first(node)? {
-            true => {
-                [vec![batch.clone(), steps, directions.clone(), hidden.clone()], vec![batch, directions, hidden]]
-            }
-            false => {
-                [vec![steps, directions.clone(), batch.clone(), hidden.clone()], vec![directions, batch, hidden]]
-            }
+            true => [vec![batch.clone(), steps, directions.clone(), hidden.clone()], vec![batch, directions, hidden]],
+            false => [vec![steps, directions.clone(), batch.clone(), hidden.clone()], vec![directions, batch, hidden]],
         })
     }
 }
@@ -200,7 +196,8 @@ impl Cell<'_> {
                 let recalled = if self.flag {
                     reset * part(&from_h, 2)
                 } else {
-                    self.r.slice_axis(Axis(0), Slice::from(2 * self.hidden..)).dot(&(reset * h)) + part(&self.bias[1], 2)
+                    self.r.slice_axis(Axis(0), Slice::from(2 * self.hidden..)).dot(&(reset * h))
+                        + part(&self.bias[1], 2)
                 };
                 let candidate = self.act(1, part(&from_x, 2) + recalled);
                 ((1.0 - &update) * candidate + update * h, c.clone())

@@ -97,7 +97,8 @@ struct Kinds {
 }
 
 fn kinds<T: Copy>(items: &[Vec<T>], sorted: bool, compare: impl Fn(&T, &T) -> Ordering) -> Kinds {
-    let lists = |a: &[T], b: &[T]| a.iter().zip(b).map(|(a, b)| compare(a, b)).find(|o| o.is_ne()).unwrap_or(Ordering::Equal);
+    let lists =
+        |a: &[T], b: &[T]| a.iter().zip(b).map(|(a, b)| compare(a, b)).find(|o| o.is_ne()).unwrap_or(Ordering::Equal);
     let mut order: Vec<usize> = (0..items.len()).collect();
     order.sort_by(|&a, &b| lists(&items[a], &items[b]));
     let mut groups: Vec<Vec<usize>> = vec![];

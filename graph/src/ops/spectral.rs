@@ -86,9 +86,16 @@ fn infer_dft(cx: &InferCx) -> Types {
     let Some((last, signal)) = dims.split_last() else { op_bail!("a scalar has no axis to transform") };
     let parts = match last.known() {
         Some(n) => kind.parts(n)?,
-        None => if kind.onesided && kind.inverse { 1 } else { 2 },
+        None => {
+            if kind.onesided && kind.inverse {
+                1
+            } else {
+                2
+            }
+        }
     };
-    let stated = if cx.has(1) { const_number(cx, 1).map(|n| extent(n as i64, "dft_length")).transpose()? } else { None };
+    let stated =
+        if cx.has(1) { const_number(cx, 1).map(|n| extent(n as i64, "dft_length")).transpose()? } else { None };
     let mut dims = [signal, &[Dim::Known(parts)]].concat();
     match cx.has(2).then(|| const_number(cx, 2)) {
         Some(None) => signal.iter().enumerate().for_each(|(d, _)| dims[d] = Dim::Unknown),
@@ -189,7 +196,9 @@ fn infer_stft(cx: &InferCx) -> Types {
             frame = super::support::unify(&frame, &window[0], "window and frame_length")?;
         }
     }
-    let Some(dims) = &x.dims else { return Ok(typed_as(x.dtype, Some(vec![Dim::Unknown, Dim::Unknown, Dim::Unknown, Dim::Known(2)]))) };
+    let Some(dims) = &x.dims else {
+        return Ok(typed_as(x.dtype, Some(vec![Dim::Unknown, Dim::Unknown, Dim::Unknown, Dim::Known(2)])));
+    };
     check_rank(dims, 3, "the signal")?;
     if !cx.has(2) && !cx.has(3) {
         frame = dims[1].clone();
