@@ -5,7 +5,7 @@ use crate::ops::{self, EvalCx};
 use crate::types::MAX_RANK;
 use crate::{Array, Dim, Graph, GraphError, Node, NodeId, OPSET, TensorType, ValueId};
 use limbeck_tensor::{DType, Tensor, element_count};
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// Operators whose result is not a function of their operands.
 const RANDOM: &[&str] =
@@ -198,7 +198,9 @@ fn fold(
     }
     let arrays: Vec<Option<Array>> =
         operands.into_iter().map(|t| t.map(|t| Array::from_tensor(&t)).transpose()).collect::<Result<_, _>>().ok()?;
-    let results = (spec.eval)(&EvalCx { node, inputs: arrays.iter().map(Option::as_ref).collect() }).ok()?;
+    let results =
+        (spec.eval)(&EvalCx { node, inputs: arrays.iter().map(Option::as_ref).collect(), outer: &HashMap::new() })
+            .ok()?;
     let named = node.outputs.iter().zip(results).filter_map(|(o, r)| Some(((*o)?, r.rounded())));
     let tensors: Vec<_> = named.map(|(o, r)| r.to_tensor().map(|t| (o, t))).collect::<Result<_, _>>().ok()?;
     (tensors.len() == node.outputs.iter().flatten().count()).then_some((tensors, literal))

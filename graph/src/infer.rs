@@ -5,10 +5,12 @@ use crate::types::MAX_RANK;
 use crate::{Graph, GraphError, Node, NodeId, OpError, TensorType, op_bail};
 use limbeck_tensor::Tensor;
 
-/// Largest constant (in elements) that inference looks into: shapes and axes, not weights.
+/// Largest constant (in elements) that inference looks into: shapes and axes, not weights. Of floats only those with an
+/// entry a dim at most: the scales of a Resize.
 pub(crate) const SMALL: usize = 4096;
 
-/// Types of the outputs of `node`, whose operands are values of `graph`. `label` names it in errors.
+/// Types of the outputs of `node`, whose operands are values of `graph`: all of them, or of a node with subgraphs those
+/// up to the first that is not known. `label` names the node in errors.
 pub fn infer_node(graph: &Graph, node: &Node, label: &str) -> Result<Vec<TensorType>, GraphError> {
     let spec = ops::spec_of(node, label)?;
     let inputs: Vec<Option<&TensorType>> = node.inputs.iter().map(|i| i.and_then(|i| graph.ty(i))).collect();
@@ -16,10 +18,10 @@ pub fn infer_node(graph: &Graph, node: &Node, label: &str) -> Result<Vec<TensorT
         .inputs
         .iter()
         .map(|i| {
-            i.and_then(|i| graph.constant(i)).filter(|t| t.len() <= SMALL && (t.len() <= 1 || !t.dtype().is_float()))
+            i.and_then(|i| graph.constant(i)).filter(|t| t.len() <= if t.dtype().is_float() { MAX_RANK } else { SMALL })
         })
         .collect();
-    let cx = InferCx { node, inputs: inputs.clone(), constants };
+    let cx = InferCx { node, inputs: inputs.clone(), constants, outer: graph };
     (spec.infer)(&cx).and_then(check_ranks).map_err(|e| {
         let operands: Vec<String> = node
             .inputs

@@ -172,7 +172,7 @@ fn same_type(cx: &InferCx, data: usize, other: usize) -> Result<(), OpError> {
 }
 
 /// `x` with `updates` put at the positions that `target` gives for their indices, in row-major order.
-fn scatter(
+pub(super) fn scatter(
     node: &Node,
     x: &Array,
     updates: &Array,

@@ -1,13 +1,19 @@
-//! Matrix products.
+//! Matrix products and determinants.
 
-use super::support::{flag_attr, float_attr, known, show};
-use super::util::{Num, Types, Values, check_expands, check_size, expand, number_ty, number2, same_dtype};
+use super::support::{flag_attr, float_attr, known, show, unify};
+use super::util::{
+    Num, Types, Values, check_expands, check_size, expand, float_ty, fold_axes, number_ty, number2, same_dtype,
+};
 use super::{EvalCx, InferCx, OpSpec, broadcast_dims, broadcast_shapes, op};
 use crate::types::{Dim, TensorType};
 use crate::{Array, ArrayData, OpError, op_bail};
 use ndarray::{ArrayD, IxDyn};
 
-pub(super) const OPS: &[OpSpec] = &[op("MatMul", infer_matmul, eval_matmul), op("Gemm", infer_gemm, eval_gemm)];
+pub(super) const OPS: &[OpSpec] = &[
+    op("MatMul", infer_matmul, eval_matmul),
+    op("Gemm", infer_gemm, eval_gemm),
+    op("Det", infer_determinant, eval_determinant),
+];
 
 /// An error unless the extents that are summed over can be equal.
 fn check_inner(a: &Dim, b: &Dim, shapes: (&[Dim], &[Dim])) -> Result<(), OpError> {
@@ -133,4 +139,49 @@ fn eval_gemm(cx: &EvalCx) -> Values {
         op_bail!("C of shape {:?} cannot be broadcast to {:?}", c.shape(), plain.shape());
     }
     Ok(vec![out])
+}
+
+fn infer_determinant(cx: &InferCx) -> Types {
+    let x = float_ty(cx, 0)?;
+    let dims = match x.dims.as_deref() {
+        None => None,
+        Some([batch @ .., rows, columns]) => {
+            unify(rows, columns, "rows and columns")?;
+            Some(batch.to_vec())
+        }
+        Some(_) => op_bail!("{x} holds no matrix"),
+    };
+    Ok(vec![TensorType { dtype: x.dtype, dims }])
+}
+
+fn eval_determinant(cx: &EvalCx) -> Values {
+    let x = cx.array(0)?;
+    let rank = x.shape().len();
+    let &[.., rows, columns] = x.shape() else { op_bail!("shape {:?} holds no matrix", x.shape()) };
+    if rows != columns {
+        op_bail!("matrices of {rows} rows and {columns} columns have no determinant");
+    }
+    let determinants = fold_axes(x.f()?, &[rank - 2, rank - 1], false, |m| Ok(determinant(m.to_vec(), rows)))?;
+    Ok(vec![Array::float(x.dtype, determinants)])
+}
+
+/// By elimination, each pivot the greatest of its column.
+fn determinant(mut m: Vec<f64>, n: usize) -> f64 {
+    let mut product = 1.0;
+    for k in 0..n {
+        let pivot = (k..n).max_by(|&a, &b| m[a * n + k].abs().total_cmp(&m[b * n + k].abs())).unwrap_or(k);
+        if m[pivot * n + k] == 0.0 {
+            return 0.0;
+        }
+        if pivot != k {
+            (0..n).for_each(|c| m.swap(pivot * n + c, k * n + c));
+            product = -product;
+        }
+        product *= m[k * n + k];
+        for row in k + 1..n {
+            let factor = m[row * n + k] / m[k * n + k];
+            (k..n).for_each(|c| m[row * n + c] -= factor * m[k * n + c]);
+        }
+    }
+    product
 }

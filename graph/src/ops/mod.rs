@@ -3,20 +3,32 @@
 
 mod activation;
 mod arrange;
+mod attention;
+mod bits;
+mod boxes;
+mod control;
 mod conv;
 mod einsum;
 mod elementwise;
 mod fill;
 mod index;
 mod logic;
+mod loss;
 mod matmul;
 mod norm;
 mod pool;
 mod quant;
+mod random;
+mod recurrent;
 mod reduce;
+mod resize;
+mod sample;
+mod select;
 mod shape;
 mod slice;
+mod spectral;
 mod support;
+mod unpool;
 mod util;
 mod window;
 
@@ -25,8 +37,9 @@ pub(crate) use support::extents;
 pub use window::ConvAttrs;
 
 use crate::types::{Dim, TensorType};
-use crate::{Array, GraphError, Node, OpError};
+use crate::{Array, Graph, GraphError, Node, OpError, ValueId};
 use limbeck_tensor::{DType, Tensor};
+use std::collections::HashMap;
 
 /// What Limbeck knows about an operator.
 #[derive(Clone, Copy)]
@@ -35,7 +48,8 @@ pub struct OpSpec {
     pub domain: &'static str,
     /// Operator type.
     pub name: &'static str,
-    /// Types of the outputs from the types (and known constants) of the inputs.
+    /// Types of the outputs from the types (and known constants) of the inputs. Those behind the first that a body
+    /// (of If, Loop, Scan) leaves open are missing.
     pub infer: fn(&InferCx) -> Result<Vec<TensorType>, OpError>,
     /// Values of the outputs. Slow and obvious; floats are rounded to their dtype by the caller.
     pub eval: fn(&EvalCx) -> Result<Vec<Array>, OpError>,
@@ -76,6 +90,18 @@ const FAMILIES: &[&[OpSpec]] = &[
     index::OPS,
     slice::OPS,
     quant::OPS,
+    recurrent::OPS,
+    attention::OPS,
+    loss::OPS,
+    bits::OPS,
+    spectral::OPS,
+    sample::OPS,
+    boxes::OPS,
+    select::OPS,
+    unpool::OPS,
+    random::OPS,
+    control::OPS,
+    resize::OPS,
 ];
 
 /// All operators.
@@ -105,6 +131,8 @@ pub struct InferCx<'a> {
     pub inputs: Vec<Option<&'a TensorType>>,
     /// Values of inputs that are known constants.
     pub constants: Vec<Option<Tensor>>,
+    /// The graph around the node, whose values subgraphs capture.
+    pub outer: &'a Graph,
 }
 
 impl<'a> InferCx<'a> {
@@ -140,6 +168,8 @@ pub struct EvalCx<'a> {
     pub node: &'a Node,
     /// Values of the inputs; `None` for absent ones.
     pub inputs: Vec<Option<&'a Array>>,
+    /// Values of the graph around the node, which subgraphs capture.
+    pub outer: &'a HashMap<ValueId, Array>,
 }
 
 impl<'a> EvalCx<'a> {

@@ -16,6 +16,7 @@ pub(super) const OPS: &[OpSpec] = &[
     op("RMSNormalization", infer_rms, eval_rms),
     op("LpNormalization", infer_lp, eval_lp),
     op("MeanVarianceNormalization", infer_mean_variance, eval_mean_variance),
+    op("LRN", infer_local, eval_local),
 ];
 
 fn epsilon(node: &Node) -> Result<f64, OpError> {
@@ -291,6 +292,41 @@ fn eval_mean_variance(cx: &EvalCx) -> Values {
     let y = map_lanes(x.f()?, &axes, |v| {
         let (mean, variance) = moments(v);
         v.iter_mut().for_each(|x| *x = (*x - mean) / (variance.sqrt() + 1e-9));
+    })?;
+    Ok(vec![Array::float(x.dtype, y)])
+}
+
+/// How many channels are averaged.
+fn local_size(node: &Node) -> Result<usize, OpError> {
+    match int_attr(node, "size", 0)? {
+        n if n > 0 => Ok(n as usize),
+        n => op_bail!("attribute 'size' must be positive, it is {n}"),
+    }
+}
+
+fn infer_local(cx: &InferCx) -> Types {
+    let x = float_ty(cx, 0)?;
+    local_size(cx.node)?;
+    check_rank(x, 2)?;
+    Ok(vec![x.clone()])
+}
+
+/// Local response normalisation: over `(bias + alpha / size * squares) ^ beta`, squares being those of `size` channels.
+fn eval_local(cx: &EvalCx) -> Values {
+    let (x, size) = (cx.array(0)?, local_size(cx.node)?);
+    if x.shape().len() < 2 {
+        op_bail!("shape {:?} needs at least 2 dimensions", x.shape());
+    }
+    let alpha = float_attr(cx.node, "alpha", 1e-4)? / size as f64;
+    let (beta, bias) = (float_attr(cx.node, "beta", 0.75)?, float_attr(cx.node, "bias", 1.0)?);
+    let (before, after) = ((size - 1) / 2, size / 2);
+    let y = map_lanes(x.f()?, &[1], |v| {
+        let squares: Vec<f64> = v.iter().map(|x| x * x).collect();
+        for (c, x) in v.iter_mut().enumerate() {
+            let end = c.saturating_add(after).saturating_add(1).min(squares.len());
+            let sum: f64 = squares[c.saturating_sub(before)..end].iter().sum();
+            *x /= (bias + alpha * sum).powf(beta);
+        }
     })?;
     Ok(vec![Array::float(x.dtype, y)])
 }

@@ -15,6 +15,7 @@ pub(super) const OPS: &[OpSpec] = &[
     op("LpPool", infer_pool, eval_lp_pool),
     op("GlobalAveragePool", infer_global, eval_global_average),
     op("GlobalMaxPool", infer_global, eval_global_max),
+    op("GlobalLpPool", infer_global, eval_global_lp),
     own("MaxPoolGrad", infer_max_pool_grad, eval_max_pool_grad),
     own("AveragePoolGrad", infer_average_pool_grad, eval_average_pool_grad),
 ];
@@ -44,6 +45,18 @@ impl Pool {
     fn taps(&self, mut f: impl FnMut(usize, usize)) -> Result<(), OpError> {
         let (xs, ys) = (self.x.iter().product::<usize>(), self.y.iter().product::<usize>());
         self.attrs.taps(&self.x, &self.y, |o, _, i| (0..self.planes).for_each(|p| f(p * ys + o, p * xs + i)))
+    }
+
+    /// An offset into all planes when the last axis of each varies slowest instead of fastest.
+    fn column_major(&self, offset: usize) -> usize {
+        let plane: usize = self.x.iter().product();
+        let (mut rest, mut step, mut at) = (offset % plane, plane, offset - offset % plane);
+        for &n in self.x.iter().rev() {
+            step /= n;
+            at += rest % n * step;
+            rest /= n;
+        }
+        at
     }
 
     /// For each window the offset of its first greatest element; NaN counts as greatest.
@@ -92,16 +105,15 @@ fn infer_max_pool(cx: &InferCx) -> Result<Vec<TensorType>, OpError> {
 
 fn eval_max_pool(cx: &EvalCx) -> Result<Vec<Array>, OpError> {
     let x = cx.array(0)?;
-    if int_attr(cx.node, "storage_order", 0)? != 0 && cx.node.output(1).is_some() {
-        op_bail!("storage_order 1 (column-major Indices) is not supported; use 0");
-    }
+    let column_major = flag_attr(cx.node, "storage_order", false)?;
     let pool = Pool::of(cx.node, x.shape())?;
     let (shape, values) = (IxDyn(&pool.y_shape), x.to_f64());
     let values = flat(&values);
     let at = pool.argmax(&values)?;
     let y = ArrayD::from_shape_vec(shape.clone(), at.iter().map(|&i| values[i]).collect::<Vec<_>>())?;
     let y = if x.dtype.is_float() { Array::float(x.dtype, y) } else { Array::int(x.dtype, y.mapv(|v| v as i64)) };
-    let indices = ArrayD::from_shape_vec(shape, at.into_iter().map(|i| i as i64).collect::<Vec<_>>())?;
+    let index = |i: usize| if column_major { pool.column_major(i) } else { i } as i64;
+    let indices = ArrayD::from_shape_vec(shape, at.into_iter().map(index).collect::<Vec<_>>())?;
     Ok(vec![y, Array::int(DType::I64, indices)])
 }
 
@@ -122,12 +134,15 @@ fn eval_average_pool(cx: &EvalCx) -> Result<Vec<Array>, OpError> {
     Ok(vec![Array::float(x.dtype, ArrayD::from_shape_vec(IxDyn(&pool.y_shape), y)?)])
 }
 
-fn eval_lp_pool(cx: &EvalCx) -> Result<Vec<Array>, OpError> {
-    let x = cx.array(0)?;
-    let p = int_attr(cx.node, "p", 2)?;
-    if p < 1 {
-        op_bail!("p {p} must be at least 1");
+fn exponent(node: &Node) -> Result<i64, OpError> {
+    match int_attr(node, "p", 2)? {
+        p if p > 0 => Ok(p),
+        p => op_bail!("p {p} must be at least 1"),
     }
+}
+
+fn eval_lp_pool(cx: &EvalCx) -> Result<Vec<Array>, OpError> {
+    let (x, p) = (cx.array(0)?, exponent(cx.node)?);
     let pool = Pool::of(cx.node, x.shape())?;
     let y = sum(&pool, x.f()?, |v| v.abs().powf(p as f64))?.into_iter().map(|v| v.powf(1.0 / p as f64));
     Ok(vec![Array::float(x.dtype, ArrayD::from_shape_vec(IxDyn(&pool.y_shape), y.collect::<Vec<_>>())?)])
@@ -160,6 +175,11 @@ fn eval_global_average(cx: &EvalCx) -> Result<Vec<Array>, OpError> {
 
 fn eval_global_max(cx: &EvalCx) -> Result<Vec<Array>, OpError> {
     global(cx, |plane| plane.iter().fold(f64::NEG_INFINITY, |m, &v| if v > m || v.is_nan() { v } else { m }))
+}
+
+fn eval_global_lp(cx: &EvalCx) -> Result<Vec<Array>, OpError> {
+    let p = exponent(cx.node)? as f64;
+    global(cx, |plane| plane.iter().map(|v| v.abs().powf(p)).sum::<f64>().powf(1.0 / p))
 }
 
 fn infer_max_pool_grad(cx: &InferCx) -> Result<Vec<TensorType>, OpError> {

@@ -1,0 +1,183 @@
+//! The node tests that come with ONNX (one folder a case: `model.onnx` and `test_data_set_0` with the inputs and the
+//! expected outputs): reading, the canonical form, type inference and the reference evaluation of each. Their folder
+//! is named by the variable `LIMBECK_NODE_TESTS`, which `cargo xtask test` sets.
+
+use limbeck_graph::{Dim, Graph, TensorType, ops};
+use limbeck_tensor::{DType, Tensor};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// How far a case comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    /// Nothing worked.
+    None,
+    /// Read, brought to canonical form and verified.
+    Read,
+    /// The inferred types do not contradict the expected outputs.
+    Inferred,
+    /// The evaluated outputs are the expected ones.
+    Evaluated,
+}
+
+/// Cases (the start of their names) that do not reach the last stage: the one they reach, and why.
+const LEFT_OUT: &[(&str, Stage, &str)] = &[];
+
+/// Field `number` of a message, length-delimited.
+fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
+    let mut out = vec![number << 3 | 2];
+    let mut n = bytes.len();
+    while n >= 0x80 {
+        out.push((n & 0x7f) as u8 | 0x80);
+        n >>= 7;
+    }
+    out.push(n as u8);
+    out.extend_from_slice(bytes);
+    out
+}
+
+/// The tensor in a file that holds a TensorProto, which is read as the initializer of a model.
+fn tensor(path: &Path) -> Result<Tensor, String> {
+    let proto = std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    // A name in the file comes first and is overridden.
+    let named = [proto, field(8, b"t")].concat();
+    let graph = Graph::from_bytes(field(7, &field(5, &named)).into(), None).map_err(|e| e.to_string())?;
+    let id = graph.find("t").ok_or("holds no tensor")?;
+    graph.constant(id).ok_or_else(|| "holds no tensor".into())
+}
+
+/// The files `{kind}_0.pb`, `{kind}_1.pb`, ... of a case.
+fn tensors(folder: &Path, kind: &str) -> Result<Vec<Tensor>, String> {
+    let file = |i: usize| folder.join(format!("test_data_set_0/{kind}_{i}.pb"));
+    (0..).map(file).take_while(|f| f.exists()).map(|f| tensor(&f)).collect()
+}
+
+fn fits(ty: &TensorType, want: &Tensor) -> bool {
+    let fits = |(d, &n): (&Dim, &usize)| d.known().is_none_or(|k| k == n);
+    let dims = ty.dims.as_ref();
+    ty.dtype == want.dtype()
+        && dims.is_none_or(|d| d.len() == want.shape().len() && d.iter().zip(want.shape()).all(fits))
+}
+
+/// Relative and absolute tolerance. The expected values were computed by numpy, some of them in the dtype itself.
+fn tolerance(dtype: DType) -> (f64, f64) {
+    match dtype {
+        DType::F64 => (1e-7, 1e-7),
+        DType::F32 => (1e-4, 1e-6),
+        DType::F16 => (1e-3, 1e-3),
+        DType::BF16 => (1e-2, 1e-3),
+        _ => (0.0, 0.0),
+    }
+}
+
+fn difference(got: &Tensor, want: &Tensor) -> Result<(), String> {
+    if got.dtype() != want.dtype() || got.shape() != want.shape() {
+        return Err(format!("{} instead of {}", TensorType::of(got), TensorType::of(want)));
+    }
+    if got.bytes() == want.bytes() {
+        return Ok(());
+    }
+    let (relative, absolute) = tolerance(want.dtype());
+    let numbers = |t: &Tensor| t.to_f64_vec().map_err(|e| e.to_string());
+    let (got, want) = (numbers(got)?, numbers(want)?);
+    let close = |a: f64, b: f64| a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= absolute + relative * b.abs();
+    match got.iter().zip(&want).position(|(a, b)| !close(*a, *b)) {
+        Some(at) => Err(format!("element {at} is {} instead of {}", got[at], want[at])),
+        None => Ok(()),
+    }
+}
+
+/// The first operator, subgraphs included, that the table lacks.
+fn unknown(graph: &Graph) -> Option<String> {
+    graph.nodes().find_map(|(_, n)| {
+        let own = ops::find(n.domain_or_default(), &n.op).is_none().then(|| n.full_op());
+        own.or_else(|| n.subgraphs().find_map(unknown))
+    })
+}
+
+/// The stage that a case reaches, how many of its outputs have a concrete inferred shape, and what stopped it there.
+fn run(folder: &Path) -> (Stage, Result<(), String>) {
+    let mut stage = Stage::None;
+    let result = stages(folder, &mut stage);
+    (stage, result)
+}
+
+fn stages(folder: &Path, stage: &mut Stage) -> Result<(), String> {
+    let mut graph = Graph::read(folder.join("model.onnx")).map_err(|e| e.to_string())?;
+    let declared = graph.inputs.clone();
+    graph.canonicalise().map_err(|e| e.to_string())?;
+    graph.verify().map_err(|e| e.to_string())?;
+    let (inputs, outputs) = (tensors(folder, "input")?, tensors(folder, "output")?);
+    *stage = Stage::Read;
+    if let Some(op) = unknown(&graph) {
+        return Err(format!("{op} is not in the table"));
+    }
+    // What the file declares of anything but its inputs is not to help inference.
+    for id in graph.value_ids() {
+        if !graph.inputs.contains(&id) && graph.constant(id).is_none() {
+            graph.set_ty(id, None);
+        }
+    }
+    graph.infer_types().map_err(|e| e.to_string())?;
+    for (&id, want) in graph.outputs.iter().zip(&outputs) {
+        let name = graph.name_of(id);
+        let ty = graph.ty(id).ok_or_else(|| format!("no type is inferred for '{name}'"))?;
+        if !fits(ty, want) {
+            return Err(format!("'{name}' is inferred as {ty}, its value is {}", TensorType::of(want)));
+        }
+    }
+    *stage = Stage::Inferred;
+    let names = declared.iter().map(|&id| graph.name_of(id).to_owned());
+    let feeds: BTreeMap<String, Tensor> = names.zip(inputs).collect();
+    let got = graph.evaluate(&feeds).map_err(|e| e.to_string())?;
+    if graph.outputs.len() != outputs.len() {
+        return Err(format!("{} outputs are expected of {}", outputs.len(), graph.outputs.len()));
+    }
+    for (&id, want) in graph.outputs.iter().zip(&outputs) {
+        let name = graph.name_of(id);
+        difference(&got[name], want).map_err(|e| format!("'{name}': {e}"))?;
+    }
+    *stage = Stage::Evaluated;
+    Ok(())
+}
+
+#[test]
+fn node_tests_of_onnx() {
+    let Some(folder) = std::env::var_os("LIMBECK_NODE_TESTS").filter(|f| !f.is_empty()) else {
+        println!("LIMBECK_NODE_TESTS names no folder with ONNX's node tests: run `cargo xtask test`, which makes it");
+        return;
+    };
+    let entries = std::fs::read_dir(&folder).unwrap_or_else(|e| panic!("{}: {e}", Path::new(&folder).display()));
+    let mut cases: Vec<PathBuf> = entries.map(|e| e.expect("entry").path()).collect();
+    cases.retain(|c| c.join("model.onnx").exists());
+    cases.sort();
+    assert!(cases.len() > 1000, "{} holds {} cases only", Path::new(&folder).display(), cases.len());
+    let (mut failures, mut reached, mut used) = (vec![], BTreeMap::new(), vec![false; LEFT_OUT.len()]);
+    for case in &cases {
+        let name = case.file_name().unwrap_or_default().to_string_lossy();
+        let (stage, result) = run(case);
+        *reached.entry(stage).or_insert(0) += 1;
+        let listed = LEFT_OUT.iter().position(|(start, ..)| name.starts_with(start));
+        listed.into_iter().for_each(|i| used[i] = true);
+        match (listed.map(|i| LEFT_OUT[i]), result) {
+            (None, Ok(())) => {}
+            (None, Err(e)) => failures.push(format!("{name}: {stage:?}: {e}")),
+            (Some(_), Ok(())) => failures.push(format!("{name} passes: take it off the list")),
+            (Some((_, want, _)), Err(e)) if want != stage => {
+                failures.push(format!("{name} is listed as {want:?} and reaches {stage:?}: {e}"));
+            }
+            (Some(_), Err(_)) => {}
+        }
+    }
+    let unused = LEFT_OUT.iter().zip(&used).filter(|(_, used)| !**used);
+    failures.extend(unused.map(|((start, ..), _)| format!("'{start}' is listed and no case is called so")));
+    let at_least = |stage: Stage| reached.iter().filter(|(s, _)| **s >= stage).map(|(_, n)| n).sum::<usize>();
+    println!(
+        "{} cases: {} read, {} inferred, {} evaluated",
+        cases.len(),
+        at_least(Stage::Read),
+        at_least(Stage::Inferred),
+        at_least(Stage::Evaluated)
+    );
+    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+}
