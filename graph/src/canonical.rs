@@ -67,11 +67,23 @@ impl Graph {
 
 /// The opset that all operators in use need, at least [`OPSET`].
 fn newest(graph: &Graph) -> i64 {
-    let of = |n: &Node| {
-        let own = NEWER.iter().find(|(op, _)| n.is("", op)).map_or(OPSET, |(_, since)| *since);
-        n.subgraphs().map(newest).fold(own, i64::max)
-    };
+    let of = |n: &Node| n.subgraphs().map(newest).fold(since(n), i64::max);
     graph.nodes().map(|(_, n)| of(n)).fold(OPSET, i64::max)
+}
+
+/// The opset that brought a node's operator or what it asks of it.
+fn since(node: &Node) -> i64 {
+    let set = |attr: &str| node.int(attr).unwrap_or(0) != 0;
+    match node.op.as_str() {
+        _ if !node.domain_or_default().is_empty() => OPSET,
+        "QuantizeLinear" | "DequantizeLinear"
+            if set("precision") || (set("output_dtype") && node.op.starts_with('D')) =>
+        {
+            23
+        }
+        "QuantizeLinear" | "DequantizeLinear" if set("block_size") || set("output_dtype") => 21,
+        op => NEWER.iter().find(|(newer, _)| *newer == op).map_or(OPSET, |(_, since)| *since),
+    }
 }
 
 fn pass(graph: &mut Graph, from: i64) -> Result<(), GraphError> {

@@ -24,7 +24,7 @@ pub use array::{Array, ArrayData};
 pub use builder::{Cx, Rewrite, Var};
 pub use constants::Initializer;
 pub use error::{GraphError, OpError};
-pub use import::{ImportOptions, ImportReport};
+pub use import::{ImportOptions, ImportReport, NodeRewrite};
 pub use infer::infer_node;
 pub use ir::{Capture, Graph, IR_VERSION, LIMBECK, Meta, NodeId, OPSET, Value, ValueId};
 pub use lower::{FUSED_OPS, Form};

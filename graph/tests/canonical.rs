@@ -100,10 +100,22 @@ fn what_has_no_canonical_form_is_named() {
     assert!(error.contains("'y' (Add)") && error.contains("broadcast"), "{error}");
     let error = refused(9, |x, y, mask| Node::new("Dropout", &[x], &[y, mask]));
     assert!(error.contains("'mask'"), "{error}");
-    let error = refused(21, |x, y, _| Node::new("QuantizeLinear", &[x, x], &[y]).with("block_size", 32i64));
-    assert!(error.contains("blocked"), "{error}");
     assert!(refused(6, |x, y, _| Node::new("Relu", &[x], &[y])).contains("opset 6"));
     assert!(refused(99, |x, y, _| Node::new("Relu", &[x], &[y])).contains("opset 99"));
+}
+
+#[test]
+fn what_came_after_the_canonical_opset_keeps_its_own() {
+    let mut g = Graph::new("g");
+    let (x, scale) = (TensorType::new(DType::F32, &[4, 4]), TensorType::new(DType::F32, &[2, 4]));
+    let (x, scale) = (g.add_input("x", x), g.add_input("scale", scale));
+    let y = g.add_value("y", None);
+    g.outputs.push(y);
+    g.add_node(Node::new("QuantizeLinear", &[x, scale], &[y]).with("block_size", 2i64).with("axis", 0i64));
+    g.meta.opsets = vec![(String::new(), 24)];
+    g.canonicalise().unwrap();
+    assert_eq!(g.opset(""), Some(21));
+    assert_eq!(g.nodes().next().unwrap().1.int("block_size"), Some(2));
 }
 
 #[test]

@@ -178,18 +178,6 @@ pub(super) fn rewrite(e: &mut Edit) -> Result<(), OpError> {
             // Only conversions to float8e8m0 look at it, which opset 20 lacks.
             e.take("round_mode");
         }
-        "QuantizeLinear" | "DequantizeLinear" if from > 20 => {
-            if e.node().int("block_size").unwrap_or(0) != 0 {
-                op_bail!("blocked quantisation came after opset {OPSET}");
-            }
-            for attr in ["block_size", "precision"] {
-                e.take(attr);
-            }
-            if e.node().int("output_dtype").unwrap_or(0) != 0 {
-                op_bail!("attribute 'output_dtype' came after opset {OPSET}; give the type by a zero point");
-            }
-            e.take("output_dtype");
-        }
         "Scan" if from < 9 => op_bail!("the batched form of opset 8 is not supported"),
         "Add" | "Sub" | "Mul" | "Div" | "Pow" | "And" | "Or" | "Xor" | "Equal" | "Greater" | "Less" => {
             if let Some(attr) = ["axis", "broadcast"].iter().find(|a| e.node().attrs.contains_key(**a)) {

@@ -4,9 +4,12 @@
 mod branches;
 mod functions;
 mod inline;
+mod rewrite;
 mod sequences;
 
 use crate::{Dim, Graph, GraphError, TensorType};
+pub use rewrite::NodeRewrite;
+
 use limbeck_tensor::{Tensor, TensorMap};
 use std::collections::BTreeMap;
 
