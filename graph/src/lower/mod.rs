@@ -4,6 +4,7 @@
 mod conv;
 mod gather;
 mod norm;
+pub(crate) mod plain;
 mod pool;
 #[cfg(test)]
 mod tests;
@@ -85,11 +86,15 @@ fn lower_node<'c>(cx: &'c Cx, node: &Node, operands: &[Option<Var<'c>>], form: F
     if node.is("", "BatchNormalization") {
         return norm::batch_norm(cx, node, operands).map(|y| vec![y]);
     }
+    if let Some(plain) = plain::plain(cx, node, operands) {
+        return Some(vec![plain.unwrap_or_else(|e| cx.fail_with(e.0))]);
+    }
     if form == Form::Fused && node.is("", "Conv") && conv::is_fusable(node, x(0)?) {
         let attrs: Vec<_> = node.attrs.iter().map(|(k, v)| (k.as_str(), v.clone())).collect();
         return Some(cx.op_n(LIMBECK, "FusedConv", operands, &attrs, 1));
     }
-    if node.domain != LIMBECK || (form == Form::Fused && FUSED_OPS.contains(&node.op.as_str())) {
+    let fused = |x: Var<'c>| form == Form::Fused && FUSED_OPS.contains(&node.op.as_str()) && conv::is_fusable(node, x);
+    if node.domain != LIMBECK || x(0).is_some_and(fused) {
         return None;
     }
     let oversized = |v: &Var<'c>| element_count(&v.shape()).is_none_or(|n| n > MAX_ELEMENTS);

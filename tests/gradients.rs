@@ -1,0 +1,91 @@
+//! Every gradient rule on every engine: the graphs that `autodiff/tests/torch.rs` evaluates, lowered to each form that an
+//! engine takes, in float32 against torch in float64.
+#![allow(missing_docs)]
+
+#[path = "../autodiff/tests/common/mod.rs"]
+mod common;
+
+use common::{Case, Operand};
+use limbeck::runtime::{CompileOptions, Engine, Form, Model, engines};
+use limbeck::tensor::{DType, Tensor};
+use serde_json::Value;
+
+/// Relative error that a gradient may have.
+const TOLERANCE: f64 = 1e-5;
+
+/// Cases with a larger error, by engine and the start of their labels, the error and why. One that needs no more than the
+/// others fails the test.
+const LESS_EXACT: &[(&str, &str, f64, &str)] = &[(
+    "tract",
+    "QuantizeLinear [(\"axis\", Int(1))]",
+    3e-5,
+    "round(x / s) - x / s cancels, and tract multiplies by 1 / s, which rounds twice",
+)];
+
+fn operand(v: &Value) -> Operand {
+    if v.is_null() {
+        return Operand::Absent;
+    }
+    let tensor = match v["dtype"].as_str().unwrap() {
+        "float" => common::floats(DType::F32, v),
+        integer => common::integers(integer, common::extents(&v["shape"]), &v["data"]),
+    };
+    if v["const"] == true { Operand::Constant(tensor) } else { Operand::Input(tensor) }
+}
+
+/// The worst relative error of loss and gradients of a case.
+fn error(v: &Value, case: &Case, engine: &dyn Engine, form: Form) -> Result<f64, String> {
+    let mut cotangents = v["cotangents"].as_array().unwrap().iter();
+    let graph = case.graph(DType::F32, 1, |_| common::floats(DType::F32, cotangents.next().unwrap()));
+    let form = match form {
+        Form::Portable => limbeck::graph::Form::Portable,
+        Form::Fused => limbeck::graph::Form::Fused,
+    };
+    let lowered = graph.map_err(|e| e.to_string())?.lowered(form).map_err(|e| e.to_string())?;
+    let bytes = lowered.to_bytes().map_err(|e| e.to_string())?;
+    let options = CompileOptions { threads: 1, ..CompileOptions::default() };
+    let program = engine.compile(&Model::new(bytes), &options).map_err(|e| e.to_string())?;
+    let feeds = case.feeds();
+    let feeds: Vec<(&str, &Tensor)> = feeds.iter().map(|(n, t)| (n.as_str(), t)).collect();
+    let result = program.infer(&feeds).map_err(|e| e.to_string())?;
+    let loss = v["loss"].as_f64().unwrap();
+    let mut worst = (result["loss"].to_f64_vec().unwrap()[0] - loss).abs() / loss.abs().max(1.0);
+    for (i, reference) in v["grads"].as_array().unwrap().iter().enumerate().filter(|(_, g)| !g.is_null()) {
+        let found = &result[&format!("g{i}")];
+        if found.shape() != common::extents(&reference["shape"]) {
+            return Err(format!("gradient {i} has shape {:?}", found.shape()));
+        }
+        let e = common::relative_error(&found.to_f64_vec().unwrap(), &common::numbers(&reference["data"]));
+        worst = if e.is_nan() { f64::INFINITY } else { worst.max(e) };
+    }
+    Ok(worst)
+}
+
+#[test]
+fn gradients_on_every_engine_agree_with_torch() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/gradients/gradients.json");
+    let golden: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let cases = golden.as_array().unwrap();
+    let (mut failures, mut run) = (vec![], 0);
+    for engine in engines() {
+        for &form in engine.forms() {
+            for v in cases {
+                let case = Case::new(v, v["inputs"].as_array().unwrap().iter().map(operand).collect());
+                let label = case.label();
+                let listed =
+                    LESS_EXACT.iter().find(|(name, start, ..)| *name == engine.name() && label.starts_with(start));
+                run += 1;
+                match (error(v, &case, engine, form), listed) {
+                    (Ok(e), None) if e <= TOLERANCE => {}
+                    (Ok(e), Some((_, _, allowed, _))) if e > TOLERANCE && e <= *allowed => {}
+                    (Ok(e), Some((.., why))) if e <= TOLERANCE => {
+                        failures.push(format!("{} {form:?}: {label} is exact, though: {why}", engine.name()));
+                    }
+                    (Ok(e), _) => failures.push(format!("{} {form:?}: {label}: relative error {e:e}", engine.name())),
+                    (Err(e), _) => failures.push(format!("{} {form:?}: {label}: {e}", engine.name())),
+                }
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{} of {run}:\n{}", failures.len(), failures.join("\n"));
+}
