@@ -4,14 +4,14 @@
 //! the gradient of a gradient, Jacobian-vector products and gradient penalties come from the same table.
 #![forbid(unsafe_code)]
 
+mod composites;
 mod decompose;
 mod error;
-mod recurrent;
-mod resize;
 mod rules;
 mod walk;
 
-pub use decompose::{COMPOSITES, batch_norm, compose, dropout, momentum};
+pub use composites::COMPOSITES;
+pub use decompose::{batch_norm, compose, dropout, momentum};
 pub use error::GradError;
-pub use rules::{NON_DIFFERENTIABLE, differentiable, has_gradient};
+pub use rules::{NON_DIFFERENTIABLE, Without, differentiable, has_gradient};
 pub use walk::Differentiate;

@@ -70,15 +70,41 @@ fn ungather<'c>(g: Var<'c>, axis: usize, from: &[i64], extent: usize) -> Var<'c>
 
 /// The data keep the gradient but for what was overwritten; the updates get theirs from where they went.
 fn scatter<'c>(r: &Rule<'_, 'c>, take: &str, put: &str) -> Result<Grads<'c>, String> {
-    let (g, indices) = (r.g(), r.x(1));
+    let (x, indices, updates, g) = (r.x(0), r.x(1), r.x(2), r.g());
     let axis = r.node.attrs.get("axis").map(|a| ("axis", a.clone()));
-    let axis = axis.as_slice();
-    let gx = match r.node.str("reduction").unwrap_or("none") {
-        "add" => Some(g),
-        "none" => r.wants(0).then(|| r.cx.op(put, &[g, indices, zeros(r.x(2))], axis)),
-        other => return Err(format!("reduction '{other}' has no gradient; 'none' and 'add' have")),
+    let taken = |v: Var<'c>| r.cx.op(take, &[v, indices], axis.as_slice());
+    let put = |into: Var<'c>, v: Var<'c>, reduction: &str| {
+        let attrs: Vec<(&str, Attr)> = axis.iter().cloned().chain([("reduction", reduction.into())]).collect();
+        r.cx.op(put, &[into, indices, v], &attrs)
     };
-    Ok(vec![gx, None, r.wants(2).then(|| r.cx.op(take, &[g, indices], axis))])
+    let (gx, gu) = match r.node.str("reduction").unwrap_or("none") {
+        "none" => (r.wants(0).then(|| put(g, zeros(updates), "none")), r.wants(2).then(|| taken(g))),
+        "add" => (Some(g), r.wants(2).then(|| taken(g))),
+        "mul" => {
+            let ones = r.cx.full(1.0, x.dtype(), &x.shape());
+            let gx = r.wants(0).then(|| g * put(ones, updates, "mul"));
+            // Each update gets the product of all others: that of those other than 0 over its own, where no other is 0.
+            let others = || {
+                let none = updates.equals(r.cx.scalar_of(0.0, updates.dtype()));
+                let kept = none.select(r.cx.scalar_of(1.0, updates.dtype()), updates);
+                let own = none.cast(updates.dtype());
+                let zeros_there = taken(put(zeros(x), own, "add")) - own;
+                let alone = zeros_there.equals(r.cx.scalar_of(0.0, updates.dtype())).cast(updates.dtype());
+                taken(g) * taken(put(x, kept, "mul")) / kept * alone
+            };
+            (gx, r.wants(2).then(others))
+        }
+        "max" | "min" => {
+            // All that equal the result share its gradient.
+            let y = r.y(0);
+            let stays = x.equals(y).cast(x.dtype());
+            let reaches = updates.equals(taken(y)).cast(x.dtype());
+            let share = g / put(stays, reaches, "add");
+            (Some(share * stays), r.wants(2).then(|| taken(share) * reaches))
+        }
+        other => return Err(format!("reduction '{other}' is none of none, add, mul, max and min")),
+    };
+    Ok(vec![gx, None, gu])
 }
 
 /// Zeros around the gradient; along axes with a step other than 1 the elements go where they were taken from.

@@ -1,6 +1,7 @@
 //! LSTM, GRU and RNN as the primitives of their steps, unrolled: both directions, initial states, sequence lengths,
 //! peepholes, clipping. Formulas: the ONNX operator specification.
 
+use super::Composite;
 use limbeck_graph::{Attr, Node, Var};
 use limbeck_tensor::DType;
 
@@ -35,10 +36,10 @@ struct Cell<'r, 'c> {
 
 /// The outputs of the layer: all hidden states `[steps, directions, batch, hidden]`, the last ones
 /// `[directions, batch, hidden]`, and for LSTM the last cell states.
-pub(crate) fn unroll<'c>(node: &Node, inputs: &[Option<Var<'c>>]) -> Result<Vec<Var<'c>>, String> {
-    let input = |i: usize| inputs.get(i).copied().flatten();
-    let need = |i: usize| input(i).ok_or_else(|| format!("input {i} is missing"));
-    let (x, w, r) = (need(0)?, need(1)?, need(2)?);
+pub(super) fn unroll<'c>(op: &Composite<'_, 'c>) -> Result<Vec<Var<'c>>, String> {
+    let node = op.node;
+    let input = |i: usize| op.opt(i);
+    let (x, w, r) = (op.x(0)?, op.x(1)?, op.x(2)?);
     let batch_first = node.int("layout").unwrap_or(0) != 0;
     let steps_first = |v: Var<'c>| if batch_first { v.transpose(&[1, 0, 2]) } else { v };
     let (&[directions, _, hidden], 3) = (&r.shape()[..], x.rank()) else {
@@ -79,7 +80,7 @@ pub(crate) fn unroll<'c>(node: &Node, inputs: &[Option<Var<'c>>]) -> Result<Vec<
     let y = all[0].concat(&all[1..], 1);
     let [h, c] = [&last_h, &last_c].map(|v| steps_first(v[0].concat(&v[1..], 0)));
     let y = if batch_first { y.transpose(&[2, 0, 1, 3]) } else { y };
-    Ok([y, h, c].into_iter().take(node.outputs.len()).collect())
+    Ok(vec![y, h, c])
 }
 
 /// `v` `[steps, batch, n]` with its steps in reverse order, each row up to its length.
