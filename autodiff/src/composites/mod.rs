@@ -40,6 +40,7 @@ pub(crate) const TABLE: &[(&str, ComposeFn)] = &[
     ("SoftmaxCrossEntropyLoss", loss::softmax_cross_entropy),
     ("MaxUnpool", place::max_unpool),
     ("CenterCropPad", place::center_crop_pad),
+    ("ReverseSequence", place::reverse_sequence),
     ("Col2Im", place::col2im),
     ("Compress", place::compress),
     ("TensorScatter", place::tensor_scatter),

@@ -1,4 +1,5 @@
-//! Operators that take, cut or put elements at places: MaxUnpool, CenterCropPad, Col2Im, Compress, TensorScatter.
+//! Operators that take, cut or put elements at places: MaxUnpool, CenterCropPad, ReverseSequence, Col2Im, Compress,
+//! TensorScatter.
 
 use super::{Composite, constant, extent};
 use limbeck_graph::Var;
@@ -34,9 +35,9 @@ pub(super) fn max_unpool<'c>(op: &Composite<'_, 'c>) -> Result<Vec<Var<'c>>, Str
     Ok(vec![op.cx.op("Pad", &[y, op.cx.ints(&pads)], &[])])
 }
 
-/// CenterCropPad to a constant shape: a negative amount of padding cuts.
+/// CenterCropPad to a constant shape.
 pub(super) fn center_crop_pad<'c>(op: &Composite<'_, 'c>) -> Result<Vec<Var<'c>>, String> {
-    let x = op.x(0)?;
+    let mut x = op.x(0)?;
     let shape = x.shape();
     let wanted = op.ints_of(1)?.unwrap_or_default();
     let axes = op.node.ints("axes").map_or_else(|| (0..shape.len() as i64).collect(), <[i64]>::to_vec);
@@ -46,10 +47,40 @@ pub(super) fn center_crop_pad<'c>(op: &Composite<'_, 'c>) -> Result<Vec<Var<'c>>
     let mut pads = vec![0; 2 * shape.len()];
     for (&axis, &want) in axes.iter().zip(&wanted) {
         let axis = normalize_axis(axis, shape.len()).map_err(|e| e.0)?;
-        let more = extent(want, LONGEST, "an extent of the result")? as i64 - shape[axis] as i64;
-        (pads[axis], pads[shape.len() + axis]) = (more / 2, more - more / 2);
+        let (have, want) = (shape[axis], extent(want, LONGEST, "an extent of the result")?);
+        if want < have {
+            let start = (have - want) / 2;
+            x = x.slice(axis as i64, start, start + want);
+        } else {
+            let more = (want - have) as i64;
+            (pads[axis], pads[shape.len() + axis]) = (more / 2, more - more / 2);
+        }
     }
-    Ok(vec![op.cx.op("Pad", &[x, op.cx.ints(&pads)], &[])])
+    Ok(vec![if pads.iter().all(|&p| p == 0) { x } else { op.cx.op("Pad", &[x, op.cx.ints(&pads)], &[]) }])
+}
+
+/// ReverseSequence: the first steps of each row, as many as its length says, in reverse order.
+pub(super) fn reverse_sequence<'c>(op: &Composite<'_, 'c>) -> Result<Vec<Var<'c>>, String> {
+    let (x, lengths) = (op.x(0)?, op.x(1)?);
+    match (op.int("batch_axis", 1), op.int("time_axis", 0)) {
+        (1, 0) => Ok(vec![turned(x, lengths, 0)]),
+        (0, 1) => Ok(vec![turned(x, lengths, 1)]),
+        (batch, time) => Err(format!("batch_axis {batch} and time_axis {time} must be 0 and 1")),
+    }
+}
+
+/// `x`, whose first two axes are `time` and the batch, with the first `lengths` `[batch]` steps of each row reversed.
+pub(super) fn turned<'c>(x: Var<'c>, lengths: Var<'c>, time: usize) -> Var<'c> {
+    let shape = x.shape();
+    let along = |v: Var<'c>, axis: usize| {
+        let mut wide = vec![1; shape.len()];
+        wide[axis] = v.len();
+        v.cast(DType::I64).reshape(&wide)
+    };
+    let steps: Vec<i64> = (0..x.dim(time as i64) as i64).collect();
+    let (step, length) = (along(x.cx().ints(&steps), time), along(lengths, 1 - time));
+    let from = length.greater(step).select(length - step - x.cx().scalar_of(1.0, DType::I64), step);
+    x.cx().op("GatherElements", &[x, from.expand(&shape)], &[("axis", (time as i64).into())])
 }
 
 /// Col2Im: a transposed convolution whose filters put one column each at its place in the block.

@@ -2,6 +2,7 @@
 //! peepholes, clipping. Formulas: the ONNX operator specification.
 
 use super::Composite;
+use super::place::turned;
 use limbeck_graph::{Attr, Node, Var};
 use limbeck_tensor::DType;
 
@@ -47,7 +48,7 @@ pub(super) fn unroll<'c>(op: &Composite<'_, 'c>) -> Result<Vec<Var<'c>>, String>
     };
     let x = steps_first(x);
     let (steps, batch) = (x.dim(0), x.dim(1));
-    let reversed: &[bool] = match (node.str("direction").unwrap_or("forward"), directions) {
+    let directions_reversed: &[bool] = match (node.str("direction").unwrap_or("forward"), directions) {
         ("forward", 1) => &[false],
         ("reverse", 1) => &[true],
         ("bidirectional", 2) => &[false, true],
@@ -58,9 +59,9 @@ pub(super) fn unroll<'c>(op: &Composite<'_, 'c>) -> Result<Vec<Var<'c>>, String>
     }
     let lengths = input(4).map(|n| n.cast(DType::I64));
     let zero = x.cx().full(0.0, x.dtype(), &[batch, hidden]);
-    let turn = |v: Var<'c>| turned(v, lengths);
+    let turn = |v: Var<'c>| reversed(v, lengths);
     let (mut all, mut last_h, mut last_c) = (vec![], vec![], vec![]);
-    for (d, &reverse) in reversed.iter().enumerate() {
+    for (d, &reverse) in directions_reversed.iter().enumerate() {
         let own = |v: Var<'c>| v.slice(0, d, d + 1).squeeze(&[0]);
         let state = |i: usize| input(i).map_or(zero, |v| own(steps_first(v)));
         let cell = Cell {
@@ -84,14 +85,9 @@ pub(super) fn unroll<'c>(op: &Composite<'_, 'c>) -> Result<Vec<Var<'c>>, String>
 }
 
 /// `v` `[steps, batch, n]` with its steps in reverse order, each row up to its length.
-fn turned<'c>(v: Var<'c>, lengths: Option<Var<'c>>) -> Var<'c> {
-    match lengths {
-        Some(lengths) => {
-            let axes = [("time_axis", Attr::Int(0)), ("batch_axis", Attr::Int(1))];
-            v.cx().op("ReverseSequence", &[v, lengths], &axes)
-        }
-        None => v.gather(v.cx().ints(&(0..v.dim(0) as i64).rev().collect::<Vec<_>>()), 0),
-    }
+fn reversed<'c>(v: Var<'c>, lengths: Option<Var<'c>>) -> Var<'c> {
+    let backwards = || v.gather(v.cx().ints(&(0..v.dim(0) as i64).rev().collect::<Vec<_>>()), 0);
+    lengths.map_or_else(backwards, |lengths| turned(v, lengths, 0))
 }
 
 /// First and second half of a vector.

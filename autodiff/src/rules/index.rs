@@ -19,12 +19,6 @@ pub(super) const RULES: &[(&str, RuleFn)] = &[
         one(r.cx.op("ScatterND", &[zeros(r.x(0)), indices, r.g()], &[("reduction", "add".into())]))
     }),
     ("ScatterND", |r| scatter(r, "GatherND", "ScatterND")),
-    // Turning a prefix round twice restores it.
-    ("ReverseSequence", |r| {
-        let attrs =
-            ["batch_axis", "time_axis"].map(|name| (name, Attr::Int(r.int(name, i64::from(name == "batch_axis")))));
-        one(r.cx.op("ReverseSequence", &[r.g(), r.x(1)], &attrs))
-    }),
     ("OneHot", |r| Ok(vec![None, None, r.wants(2).then(|| hot_and_cold(r))])),
     // The number of its results depends on the operands, so that they cannot be traced; the end only counts.
     ("Range", |r| match r.wants(0) || r.wants(2) {
@@ -146,9 +140,7 @@ fn pad<'c>(r: &Rule<'_, 'c>) -> Result<Grads<'c>, String> {
     }
     let mode = r.node.str("mode").unwrap_or("constant");
     if mode == "constant" {
-        // Padding by the opposite amounts drops what was added and brings zeros where elements were dropped.
-        let back: Vec<i64> = pads.iter().map(|p| -p).collect();
-        let gx = r.cx.op("Pad", &[r.g(), r.cx.ints(&back)], &[]);
+        let gx = unpadded(r.g(), &pads);
         let fill = r.opt(2).filter(|_| r.wants(2)).map(|v| (r.g().sum(&[]) - gx.sum(&[])).reshape(&v.shape()));
         return Ok(vec![Some(gx), None, fill]);
     }
@@ -158,6 +150,19 @@ fn pad<'c>(r: &Rule<'_, 'c>) -> Result<Grads<'c>, String> {
         g = ungather(g, axis, &from, shape[axis]);
     }
     one(g)
+}
+
+/// What padding added dropped, and zeros where it dropped elements.
+fn unpadded<'c>(g: Var<'c>, pads: &[i64]) -> Var<'c> {
+    let (mut kept, shape) = (g, g.shape());
+    for (axis, &n) in shape.iter().enumerate() {
+        let [before, after] = [pads[axis], pads[shape.len() + axis]].map(|p| p.max(0) as usize);
+        if before + after > 0 {
+            kept = kept.slice(axis as i64, before, n.saturating_sub(after));
+        }
+    }
+    let back: Vec<i64> = pads.iter().map(|p| (-p).max(0)).collect();
+    if back.iter().all(|&p| p == 0) { kept } else { g.cx().op("Pad", &[kept, g.cx().ints(&back)], &[]) }
 }
 
 /// The elements of an axis that its padded form holds. Negative pads cut first, and the rest is padded.
