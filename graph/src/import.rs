@@ -1,5 +1,5 @@
 //! Making a model that someone else exported static: inputs fixed to values, dims to numbers, shape arithmetic computed,
-//! and an `If` whose condition is settled by that replaced by the branch it takes.
+//! an `If` whose condition is settled by that replaced by the branch it takes, and on request loops by their steps.
 
 use crate::{Attr, Graph, GraphError, Node, NodeId, TensorType, ValueId};
 use limbeck_tensor::{DType, Tensor, TensorMap};
@@ -12,6 +12,8 @@ pub struct ImportOptions {
     pub dims: Vec<(String, usize)>,
     /// Inputs that always get this value, by name.
     pub fixed: TensorMap,
+    /// Most steps of a Scan or Loop that is replaced by them, as training needs; 0 leaves them all.
+    pub unroll: usize,
 }
 
 /// What [`Graph::import`] did.
@@ -23,6 +25,8 @@ pub struct ImportReport {
     pub folded: usize,
     /// `If` nodes that were replaced by a branch.
     pub branches: usize,
+    /// Scan and Loop nodes that were replaced by their steps.
+    pub loops: usize,
     /// Nodes that nothing needed afterwards.
     pub removed: usize,
 }
@@ -43,6 +47,12 @@ impl Graph {
             self.bind_dims(&dims)?;
         }
         (report.folded, report.branches) = self.resolve_branches()?;
+        while self.unroll_loop(options.unroll)? {
+            let (folded, branches) = self.resolve_branches()?;
+            report.loops += 1;
+            report.folded += folded;
+            report.branches += branches;
+        }
         report.removed = self.remove_dead();
         self.verify()?;
         Ok(report)
@@ -99,7 +109,22 @@ impl Graph {
             let reason = format!("has {} results, its branch {}", results.len(), branch.outputs.len());
             return Err(GraphError::Node { node: self.label(id), op: "If".into(), reason });
         }
+        self.inline_body(id, branch, &[], &results)?;
+        self.remove_node(id);
+        Ok(())
+    }
+
+    /// Puts the nodes of a subgraph before a node: `operands` stand for its inputs, and `results` (values without
+    /// producer, as many as wanted) get its outputs.
+    pub(crate) fn inline_body(
+        &mut self,
+        id: NodeId,
+        branch: &Graph,
+        operands: &[ValueId],
+        results: &[Option<ValueId>],
+    ) -> Result<(), GraphError> {
         let mut place: HashMap<ValueId, ValueId> = branch.captures.iter().map(|c| (c.inner, c.outer)).collect();
+        place.extend(branch.inputs.iter().copied().zip(operands.iter().copied()));
         for (inner, tensor) in branch.initializers() {
             let outer = self.add_value(branch.name_of(inner), Some(TensorType::of(tensor)));
             self.copy_constant(outer, branch, inner);
@@ -136,7 +161,6 @@ impl Graph {
                 self.insert_node_before(id, Node::new("Identity", &[from], &[result]));
             }
         }
-        self.remove_node(id);
         Ok(())
     }
 }

@@ -18,6 +18,7 @@ mod node;
 mod onnx;
 pub mod ops;
 mod types;
+mod unroll;
 mod verify;
 
 pub use array::{Array, ArrayData};

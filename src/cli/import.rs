@@ -20,12 +20,15 @@ pub(super) struct Args {
     /// Inputs that always get one value, NAME=NUMBER or NAME=FILE.npy; repeatable.
     #[arg(long)]
     fix: Vec<String>,
+    /// Replace loops (Scan, Loop) of at most this many steps by their steps, so that they can be trained.
+    #[arg(long, default_value_t = 0)]
+    unroll: usize,
 }
 
 pub(super) fn run(args: &Args, json: bool) -> Result<bool> {
     let mut graph = Graph::read(&args.model)?;
     let before = graph.node_count();
-    let mut options = ImportOptions { dims: tensors::parse_dims(&args.dims)?, ..ImportOptions::default() };
+    let mut options = ImportOptions { dims: tensors::parse_dims(&args.dims)?, unroll: args.unroll, ..ImportOptions::default() };
     for fix in &args.fix {
         let (name, value) = fix.split_once('=').with_context(|| format!("--fix {fix}: write NAME=VALUE"))?;
         options.fixed.insert(name.to_owned(), fixed(&graph, name, value)?);
@@ -41,6 +44,7 @@ pub(super) fn run(args: &Args, json: bool) -> Result<bool> {
         &json!({
             "written": args.out.display().to_string(), "nodes_before": before, "nodes_after": graph.node_count(),
             "inputs_fixed": report.fixed, "nodes_folded": report.folded, "branches_resolved": report.branches,
+            "loops_unrolled": report.loops,
             "nodes_removed": report.removed, "nodes_with_subgraphs_left": open,
         }),
         json,
