@@ -4,14 +4,11 @@
 //! the gradient of a gradient, Jacobian-vector products and gradient penalties come from the same table.
 #![forbid(unsafe_code)]
 
-mod decompose;
 mod error;
-mod recurrent;
-mod resize;
 mod rules;
 mod walk;
 
-pub use decompose::{COMPOSITES, batch_norm, compose, dropout, momentum};
 pub use error::GradError;
-pub use rules::{NON_DIFFERENTIABLE, differentiable, has_gradient};
+pub use limbeck_graph::{COMPOSITES, batch_norm, compose, dropout, momentum};
+pub use rules::{NON_DIFFERENTIABLE, Without, differentiable, has_gradient};
 pub use walk::Differentiate;

@@ -2,7 +2,7 @@
 //! every use and undoing broadcasts, so that rules need not.
 
 use crate::GradError;
-use crate::rules::{self, Rule};
+use crate::rules::{self, Rule, Without};
 use limbeck_graph::{Cx, Graph, LIMBECK, Node, NodeId, ValueId, Var};
 use std::collections::{HashMap, HashSet};
 
@@ -29,6 +29,10 @@ pub trait Differentiate {
         inputs: &[Var<'c>],
         tangents: &[Var<'c>],
     ) -> Result<Vec<Var<'c>>, GradError>;
+
+    /// Hessian-vector product: the derivative of the gradient of the scalar `loss` in `wrt` along `tangents`, as the
+    /// gradient of `Σ <gradient_i, tangents_i>`. Each tangent has its value's shape and dtype, and so has each result.
+    fn hvp<'c>(&'c self, loss: Var<'c>, wrt: &[Var<'c>], tangents: &[Var<'c>]) -> Result<Vec<Var<'c>>, GradError>;
 }
 
 impl Differentiate for Cx {
@@ -102,6 +106,12 @@ impl Differentiate for Cx {
         let transposed = self.vjp(outputs, &u, inputs)?;
         self.vjp(&transposed, tangents, &u)
     }
+
+    fn hvp<'c>(&'c self, loss: Var<'c>, wrt: &[Var<'c>], tangents: &[Var<'c>]) -> Result<Vec<Var<'c>>, GradError> {
+        fitting("tangent", wrt, tangents)?;
+        let gradient = self.grad(loss, wrt)?;
+        self.vjp(&gradient, tangents, wrt)
+    }
 }
 
 /// That there is a companion for each value, of its shape and dtype.
@@ -126,7 +136,7 @@ type OnPath = (NodeId, Node, HashSet<ValueId>);
 /// be lost without being listed as having none is an error.
 fn path_nodes(cx: &Cx, wanted: &HashSet<ValueId>, outputs: &[Var<'_>]) -> Result<Vec<OnPath>, GradError> {
     let graph = cx.graph();
-    let ends = |node: &Node| node.is(LIMBECK, "StopGradient") || rules::is_listed_without(node);
+    let ends = |node: &Node| node.is(LIMBECK, "StopGradient") || rules::without(node).is_some_and(Without::ends);
     let mut needed: HashSet<ValueId> = outputs.iter().map(|v| v.id()).collect();
     let mut upstream = HashSet::new();
     for id in graph.node_ids().into_iter().rev() {
@@ -150,9 +160,7 @@ fn path_nodes(cx: &Cx, wanted: &HashSet<ValueId>, outputs: &[Var<'_>]) -> Result
             return refuse("it has no rule of its own; instantiate the graph with autodiff's `compose`");
         }
         if !rules::has_rule(node) {
-            return refuse(
-                "no rule is known; freeze what lies before it, stop the gradient there, or remove it from the path",
-            );
+            return refuse(rules::without(node).unwrap_or(Without::NotYet).advice());
         }
         if !node.is("", "DequantizeLinear") && through.iter().any(|&v| is_quantised(&graph, v)) {
             return refuse("it computes with quantised integers; put DequantizeLinear before it");

@@ -1,4 +1,4 @@
-//! First and second derivatives and Jacobian-vector products of small networks against torch: double backward and
+//! First and second derivatives, Jacobian- and Hessian-vector products of small networks against torch: double backward and
 //! `torch.func.jvp` (`tests/golden/gradients/make.py`, `networks.json`).
 
 mod common;
@@ -45,6 +45,22 @@ fn train_norm<'c>(cx: &'c Cx, v: &Named<'c>) -> (Var<'c>, Var<'c>) {
     (output, output.square().mean(&[]))
 }
 
+/// A block that normalises first; its attention is the operator, composed.
+fn transformer<'c>(cx: &'c Cx, v: &Named<'c>) -> (Var<'c>, Var<'c>) {
+    let norm = |x: Var<'c>, scale: &str, bias: &str| cx.op("LayerNormalization", &[x, v[scale], v[bias]], &[]);
+    let linear = |x: Var<'c>, w: &str| x.matmul(v[w].t());
+    let projected = linear(norm(v["x"], "scale1", "bias1"), "qkv");
+    let operands: Vec<_> = (0..3).map(|i| Some(projected.slice(-1, 4 * i, 4 * i + 4))).collect();
+    let mut node = Node::new("Attention", &[], &[]);
+    let attrs = [("is_causal", 1i64), ("q_num_heads", 2), ("kv_num_heads", 2)];
+    node.attrs.extend(attrs.map(|(name, n)| (name.to_owned(), n.into())));
+    node.outputs = vec![None];
+    let x = v["x"] + linear(compose(cx, &node, &operands).unwrap()[0], "out");
+    let wide = cx.op("Gelu", &[linear(norm(x, "scale2", "bias2"), "w1") + v["b1"]], &[]);
+    let output = x + linear(wide, "w2") + v["b2"];
+    (output, output.square().mean(&[]))
+}
+
 /// BatchNormalization with `training_mode` as an exporter writes it.
 fn train_mode_layer(shape: &[usize], float: DType) -> Graph {
     let layer = Cx::new("layer", float);
@@ -73,7 +89,7 @@ fn check(net: Net, name: &str) {
     for key in ["loss", "output", "jvp"] {
         agrees(key, &golden[key]);
     }
-    for order in ["first", "second"] {
+    for order in ["first", "second", "hvp"] {
         for tensor in tensors.keys() {
             agrees(&format!("{order}/{tensor}"), &golden[order][tensor]);
         }
@@ -97,6 +113,7 @@ fn build(net: Net, tensors: &Map<String, Value>, tangents: &Map<String, Value>) 
     let first = cx.grad(loss, &wrt)?;
     let norm = first.iter().map(|g| g.square().sum(&[])).reduce(|a, b| a + b).unwrap();
     let second = cx.grad(norm, &wrt)?;
+    let hvp = cx.hvp(loss, &wrt, &tangent)?;
     let jvp = cx.jvp(&[output], &wrt, &tangent)?[0];
     for (name, v) in [("loss", loss), ("output", output), ("jvp", jvp)] {
         cx.output(name, v);
@@ -104,6 +121,7 @@ fn build(net: Net, tensors: &Map<String, Value>, tangents: &Map<String, Value>) 
     for (i, (name, _)) in values.iter().enumerate() {
         cx.output(&format!("first/{name}"), first[i]);
         cx.output(&format!("second/{name}"), second[i]);
+        cx.output(&format!("hvp/{name}"), hvp[i]);
     }
     Ok((cx.finish()?, feeds))
 }
@@ -116,6 +134,11 @@ fn a_convolutional_network_agrees_with_torch() {
 #[test]
 fn layer_normalisation_gelu_and_log_softmax_agree_with_torch() {
     check(mlp, "mlp");
+}
+
+#[test]
+fn a_transformer_block_agrees_with_torch() {
+    check(transformer, "transformer");
 }
 
 #[test]

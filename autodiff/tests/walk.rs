@@ -198,10 +198,11 @@ fn cotangents_and_tangents_must_fit() {
 fn a_rule_that_cannot_serve_an_attribute_says_so() {
     let cx = Cx::new("test", DType::F64);
     let x = cx.input("x", DType::F64, &[2, 2]);
-    let updates = cx.floats(&[1, 2], &[1.0, 2.0]);
-    let y = cx.op("ScatterND", &[x, cx.ints(&[0]).reshape(&[1, 1]), updates], &[("reduction", "max".into())]);
+    let [zeros, ones] = [0.0, 1.0].map(|v| cx.full(v, DType::F64, &[2]));
+    let training = [("training_mode", 1i64.into())];
+    let y = cx.op("BatchNormalization", &[x, ones, zeros, zeros, ones], &training);
     let error = cx.grad(y.sum(&[]), &[x]).unwrap_err().to_string();
-    assert!(error.contains("ScatterND") && error.contains("reduction 'max'"), "{error}");
+    assert!(error.contains("BatchNormalization") && error.contains("training form"), "{error}");
 }
 
 #[test]
@@ -272,7 +273,7 @@ fn dropout_with_noise_keeps_and_scales() {
     assert_eq!(values["g"], [0.0, keep, keep]);
 }
 
-/// Composites that nobody composed, and compositions that do not exist, are named.
+/// Composites that nobody composed are named.
 #[test]
 fn composites_are_refused_by_name() {
     let cx = Cx::new("composite", DType::F64);
@@ -280,10 +281,38 @@ fn composites_are_refused_by_name() {
     let y = cx.op("LpPool", &[x], &[("kernel_shape", vec![2usize].into())]);
     let error = cx.grad(y.sum(&[]), &[x]).unwrap_err().to_string();
     assert!(error.contains("LpPool") && error.contains("compose"), "{error}");
-    let mut node = Node::new("Resize", &[], &[]).with("mode", "cubic");
+}
+
+/// What a node without composition says.
+fn no_composition(node: Node, inputs: &[&[usize]]) -> String {
+    let cx = Cx::new("composite", DType::F64);
+    let operand = |(i, shape): (usize, &&[usize])| Some(cx.input(&format!("x{i}"), DType::F64, shape));
+    let operands: Vec<_> = inputs.iter().enumerate().map(operand).collect();
+    let mut node = node;
     node.outputs = vec![None];
-    let scales = cx.floats(&[3], &[1.0, 1.0, 2.0]);
-    compose(&cx, &node, &[Some(x), None, Some(scales)]).unwrap();
-    let error = cx.check().unwrap_err().to_string();
-    assert!(error.contains("Resize") && error.contains("cubic"), "{error}");
+    compose(&cx, &node, &operands).unwrap();
+    cx.check().unwrap_err().to_string()
+}
+
+/// Forms of composites that have no composition are errors that name the operator and the reason.
+#[test]
+fn forms_without_composition_say_why() {
+    let node = |op: &str| Node::new(op, &[], &[]);
+    let rois: &[&[usize]] = &[&[1, 1, 4, 4], &[2, 4], &[2]];
+    let cases: [(Node, &[&[usize]], &str); 9] = [
+        (node("Resize"), &[&[2], &[2], &[1]], "its input 2 must be constant"),
+        (node("RoiAlign"), rois, "sampling_ratio 0"),
+        (node("RoiAlign").with("mode", "max"), rois, "mode 'max'"),
+        (node("DFT").with("onesided", 1i64), &[&[3, 2]], "onesided"),
+        (node("Det"), &[&[17, 17]], "17"),
+        (node("Det"), &[&[2, 3]], "not square"),
+        (node("Compress"), &[&[3], &[3]], "its input 1 must be constant"),
+        (node("GridSample").with("mode", "sinc"), &[&[1, 1, 2, 2], &[1, 2, 2, 2]], "mode 'sinc'"),
+        (node("LSTM"), &[&[3, 2, 3]], "input 1 is missing"),
+    ];
+    for (node, inputs, reason) in cases {
+        let op = node.op.clone();
+        let error = no_composition(node, inputs);
+        assert!(error.contains(&op) && error.contains(reason), "{error}");
+    }
 }

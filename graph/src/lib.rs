@@ -5,6 +5,7 @@
 mod array;
 mod builder;
 mod canonical;
+mod composites;
 mod constants;
 mod edit;
 mod error;
@@ -22,6 +23,7 @@ mod verify;
 
 pub use array::{Array, ArrayData};
 pub use builder::{Cx, Rewrite, Var};
+pub use composites::{COMPOSITES, batch_norm, compose, dropout, momentum};
 pub use constants::Initializer;
 pub use error::{GraphError, OpError};
 pub use import::{ImportOptions, ImportReport, NodeRewrite};

@@ -19,12 +19,6 @@ pub(super) const RULES: &[(&str, RuleFn)] = &[
         one(r.cx.op("ScatterND", &[zeros(r.x(0)), indices, r.g()], &[("reduction", "add".into())]))
     }),
     ("ScatterND", |r| scatter(r, "GatherND", "ScatterND")),
-    // Turning a prefix round twice restores it.
-    ("ReverseSequence", |r| {
-        let attrs =
-            ["batch_axis", "time_axis"].map(|name| (name, Attr::Int(r.int(name, i64::from(name == "batch_axis")))));
-        one(r.cx.op("ReverseSequence", &[r.g(), r.x(1)], &attrs))
-    }),
     ("OneHot", |r| Ok(vec![None, None, r.wants(2).then(|| hot_and_cold(r))])),
     // The number of its results depends on the operands, so that they cannot be traced; the end only counts.
     ("Range", |r| match r.wants(0) || r.wants(2) {
@@ -70,15 +64,41 @@ fn ungather<'c>(g: Var<'c>, axis: usize, from: &[i64], extent: usize) -> Var<'c>
 
 /// The data keep the gradient but for what was overwritten; the updates get theirs from where they went.
 fn scatter<'c>(r: &Rule<'_, 'c>, take: &str, put: &str) -> Result<Grads<'c>, String> {
-    let (g, indices) = (r.g(), r.x(1));
+    let (x, indices, updates, g) = (r.x(0), r.x(1), r.x(2), r.g());
     let axis = r.node.attrs.get("axis").map(|a| ("axis", a.clone()));
-    let axis = axis.as_slice();
-    let gx = match r.node.str("reduction").unwrap_or("none") {
-        "add" => Some(g),
-        "none" => r.wants(0).then(|| r.cx.op(put, &[g, indices, zeros(r.x(2))], axis)),
-        other => return Err(format!("reduction '{other}' has no gradient; 'none' and 'add' have")),
+    let taken = |v: Var<'c>| r.cx.op(take, &[v, indices], axis.as_slice());
+    let put = |into: Var<'c>, v: Var<'c>, reduction: &str| {
+        let attrs: Vec<(&str, Attr)> = axis.iter().cloned().chain([("reduction", reduction.into())]).collect();
+        r.cx.op(put, &[into, indices, v], &attrs)
     };
-    Ok(vec![gx, None, r.wants(2).then(|| r.cx.op(take, &[g, indices], axis))])
+    let (gx, gu) = match r.node.str("reduction").unwrap_or("none") {
+        "none" => (r.wants(0).then(|| put(g, zeros(updates), "none")), r.wants(2).then(|| taken(g))),
+        "add" => (Some(g), r.wants(2).then(|| taken(g))),
+        "mul" => {
+            let ones = r.cx.full(1.0, x.dtype(), &x.shape());
+            let gx = r.wants(0).then(|| g * put(ones, updates, "mul"));
+            // Each update gets the product of all others: that of those other than 0 over its own, where no other is 0.
+            let others = || {
+                let none = updates.equals(r.cx.scalar_of(0.0, updates.dtype()));
+                let kept = none.select(r.cx.scalar_of(1.0, updates.dtype()), updates);
+                let own = none.cast(updates.dtype());
+                let zeros_there = taken(put(zeros(x), own, "add")) - own;
+                let alone = zeros_there.equals(r.cx.scalar_of(0.0, updates.dtype())).cast(updates.dtype());
+                taken(g) * taken(put(x, kept, "mul")) / kept * alone
+            };
+            (gx, r.wants(2).then(others))
+        }
+        "max" | "min" => {
+            // All that equal the result share its gradient.
+            let y = r.y(0);
+            let stays = x.equals(y).cast(x.dtype());
+            let reaches = updates.equals(taken(y)).cast(x.dtype());
+            let share = g / put(stays, reaches, "add");
+            (Some(share * stays), r.wants(2).then(|| taken(share) * reaches))
+        }
+        other => return Err(format!("reduction '{other}' is none of none, add, mul, max and min")),
+    };
+    Ok(vec![gx, None, gu])
 }
 
 /// Zeros around the gradient; along axes with a step other than 1 the elements go where they were taken from.
@@ -120,9 +140,7 @@ fn pad<'c>(r: &Rule<'_, 'c>) -> Result<Grads<'c>, String> {
     }
     let mode = r.node.str("mode").unwrap_or("constant");
     if mode == "constant" {
-        // Padding by the opposite amounts drops what was added and brings zeros where elements were dropped.
-        let back: Vec<i64> = pads.iter().map(|p| -p).collect();
-        let gx = r.cx.op("Pad", &[r.g(), r.cx.ints(&back)], &[]);
+        let gx = unpadded(r.g(), &pads);
         let fill = r.opt(2).filter(|_| r.wants(2)).map(|v| (r.g().sum(&[]) - gx.sum(&[])).reshape(&v.shape()));
         return Ok(vec![Some(gx), None, fill]);
     }
@@ -132,6 +150,19 @@ fn pad<'c>(r: &Rule<'_, 'c>) -> Result<Grads<'c>, String> {
         g = ungather(g, axis, &from, shape[axis]);
     }
     one(g)
+}
+
+/// What padding added dropped, and zeros where it dropped elements.
+fn unpadded<'c>(g: Var<'c>, pads: &[i64]) -> Var<'c> {
+    let (mut kept, shape) = (g, g.shape());
+    for (axis, &n) in shape.iter().enumerate() {
+        let [before, after] = [pads[axis], pads[shape.len() + axis]].map(|p| p.max(0) as usize);
+        if before + after > 0 {
+            kept = kept.slice(axis as i64, before, n.saturating_sub(after));
+        }
+    }
+    let back: Vec<i64> = pads.iter().map(|p| (-p).max(0)).collect();
+    if back.iter().all(|&p| p == 0) { kept } else { g.cx().op("Pad", &[kept, g.cx().ints(&back)], &[]) }
 }
 
 /// The elements of an axis that its padded form holds. Negative pads cut first, and the rest is padded.

@@ -1,4 +1,4 @@
-//! The table of gradient rules, one per primitive op, and the list of ops without gradient.
+//! The table of gradient rules, one per primitive op.
 
 mod activation;
 mod conv;
@@ -10,6 +10,9 @@ mod pool;
 mod quant;
 mod reduce;
 mod shape;
+mod without;
+
+pub use without::{NON_DIFFERENTIABLE, Without};
 
 use crate::{COMPOSITES, GradError};
 use limbeck_graph::{Cx, Node, ValueId, Var};
@@ -120,34 +123,6 @@ const FAMILIES: &[&[(&str, RuleFn)]] = &[
     quant::RULES,
 ];
 
-/// Ops whose outputs carry no gradient (integers, bools, indices, or piecewise constant by definition).
-pub const NON_DIFFERENTIABLE: &[&str] = &[
-    "ArgMax",
-    "ArgMin",
-    "And",
-    "Or",
-    "Xor",
-    "Not",
-    "Equal",
-    "Less",
-    "LessOrEqual",
-    "Greater",
-    "GreaterOrEqual",
-    "IsNaN",
-    "IsInf",
-    "Shape",
-    "Size",
-    "NonZero",
-    "Hardmax",
-    "Sign",
-    "Floor",
-    "Ceil",
-    "Round",
-    "Constant",
-    "ConstantOfShape",
-    "EyeLike",
-];
-
 fn find(node: &Node) -> Option<RuleFn> {
     let key = match node.domain_or_default() {
         "" => node.op.clone(),
@@ -176,9 +151,9 @@ pub(crate) fn is_composite(node: &Node) -> bool {
     node.domain_or_default().is_empty() && COMPOSITES.contains(&node.op.as_str())
 }
 
-/// True for the ops of [`NON_DIFFERENTIABLE`].
-pub(crate) fn is_listed_without(node: &Node) -> bool {
-    node.domain_or_default().is_empty() && NON_DIFFERENTIABLE.contains(&node.op.as_str())
+/// Why the node has no gradient, when it is listed as having none.
+pub(crate) fn without(node: &Node) -> Option<Without> {
+    NON_DIFFERENTIABLE.iter().find(|(name, _)| node.is("", name)).map(|&(_, why)| why)
 }
 
 /// Applies the rule of the node.

@@ -4,15 +4,28 @@ use crate::{Graph, GraphError, Node, NodeId, TensorType, ValueId};
 use std::collections::HashMap;
 
 impl Graph {
-    /// Replaces node `id` by the nodes of `body`. `place` says what stands for the body's captures or inputs; an absent
-    /// operand stands as `None`. The body's outputs become the node's results.
+    /// Replaces node `id` by the nodes of `body`, whose outputs become the node's results; as [`Graph::expanded`] otherwise.
     pub(super) fn inline_body(
         &mut self,
         id: NodeId,
         body: &Graph,
-        mut place: HashMap<ValueId, Option<ValueId>>,
+        place: HashMap<ValueId, Option<ValueId>>,
     ) -> Result<(), GraphError> {
         let results = self.node(id).outputs.clone();
+        let nodes = self.expanded(id, body, place, &results)?;
+        self.replace_node(id, nodes);
+        Ok(())
+    }
+
+    /// The nodes of `body` on values of this graph, for node `id`, and so that its outputs are `results`. `place` says what
+    /// stands for the body's captures and inputs; an absent operand stands as `None`.
+    pub(super) fn expanded(
+        &mut self,
+        id: NodeId,
+        body: &Graph,
+        mut place: HashMap<ValueId, Option<ValueId>>,
+        results: &[Option<ValueId>],
+    ) -> Result<Vec<Node>, GraphError> {
         let fail = |graph: &Graph, reason: String| GraphError::Node {
             node: graph.label(id),
             op: graph.node(id).full_op(),
@@ -71,8 +84,7 @@ impl Graph {
             let from = from.ok_or_else(|| fail(self, "passes on an operand that it leaves out".into()))?;
             nodes.push(Node::new("Identity", &[from], &[result]));
         }
-        self.replace_node(id, nodes);
-        Ok(())
+        Ok(nodes)
     }
 }
 

@@ -1,11 +1,13 @@
 //! Making a model that someone else exported plain and static: inputs fixed to values, dims to numbers, functions
-//! inlined, shape arithmetic computed, an `If` that is settled replaced by the branch it takes, sequences by tensors.
+//! inlined, shape arithmetic computed, an `If` that is settled replaced by the branch it takes, sequences by
+//! tensors, and on request loops by their steps.
 
 mod branches;
 mod functions;
 mod inline;
 mod rewrite;
 mod sequences;
+mod unroll;
 
 use crate::{Dim, Graph, GraphError, TensorType};
 pub use rewrite::NodeRewrite;
@@ -22,6 +24,8 @@ pub struct ImportOptions {
     pub shapes: BTreeMap<String, Vec<usize>>,
     /// Inputs that always get this value, by name.
     pub fixed: TensorMap,
+    /// Most steps of a Scan or Loop that is replaced by them, as training needs; 0 leaves them all.
+    pub unroll: usize,
 }
 
 /// What [`Graph::import`] did.
@@ -37,8 +41,12 @@ pub struct ImportReport {
     pub branches: usize,
     /// Nodes on sequences and optionals that were replaced by nodes on tensors.
     pub sequences: usize,
+    /// Scan and Loop nodes that were replaced by their steps.
+    pub loops: usize,
     /// Nodes that nothing needed afterwards.
     pub removed: usize,
+    /// Nodes that an engine refuses or gets wrong, and that stand there in other words now.
+    pub reworded: usize,
 }
 
 impl Graph {
@@ -64,15 +72,20 @@ impl Graph {
         loop {
             let (folded, branches) = self.resolve_branches()?;
             let sequences = self.resolve_sequences()?;
+            let unrolled = self.unroll_loop(options.unroll)?;
             report.folded += folded;
             report.branches += branches;
             report.sequences += sequences;
-            // Each turn that goes on has replaced a node, and none makes sequences or branches.
-            if sequences == 0 {
+            report.loops += usize::from(unrolled);
+            // Each turn that goes on has replaced a node, of which there are finitely many.
+            if sequences == 0 && !unrolled {
                 break;
             }
         }
         report.removed = self.remove_dead();
+        let (graph, reworded) = std::mem::replace(self, Graph::new("")).rewritten(&mut crate::lower::plain::plain)?;
+        *self = graph;
+        report.reworded = reworded;
         self.forget_stale_shapes();
         self.verify()?;
         Ok(report)

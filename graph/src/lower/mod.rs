@@ -87,7 +87,7 @@ fn lower_node<'c>(cx: &'c Cx, node: &Node, operands: &[Option<Var<'c>>], form: F
         return norm::batch_norm(cx, node, operands).map(|y| vec![y]);
     }
     if let Some(plain) = plain::plain(cx, node, operands) {
-        return Some(vec![plain.unwrap_or_else(|e| cx.fail_with(e.0))]);
+        return Some(plain);
     }
     if form == Form::Fused && node.is("", "Conv") && conv::is_fusable(node, x(0)?) {
         let attrs: Vec<_> = node.attrs.iter().map(|(k, v)| (k.as_str(), v.clone())).collect();

@@ -3,7 +3,8 @@
 Reads cases.json (one case a line: op, attributes, operands) and writes
   gradients.json  for each case its operands, a cotangent for each float output, the results' product with these (the
                   loss), and the gradients;
-  networks.json   first and second derivatives and Jacobian-vector products of two small networks.
+  networks.json   first and second derivatives, Jacobian- and Hessian-vector products of small networks;
+  operators.json  the names of all operators of ai.onnx at opset 24, from the onnx package.
 
 An operand of a case is a shape (floats in -2..2), or an object:
   {"shape": S, "range": [a, b]}     floats in a..b      {"values": V, "shape": S}  these floats
@@ -11,18 +12,28 @@ An operand of a case is a shape (floats in -2..2), or an object:
 or null (absent). A shape left out is [len]. Floats are multiples of 1/1024, exact in float32. A case with "numeric"
 or "second" holds there why differences do not check its first or second derivatives.
 A reference below is a function of the attributes and the operands. Run: python make.py
+
+The last digits of torch's results depend on the number of threads and on the processor's instructions: one thread and
+the plainest kernels give the same bytes everywhere.
 """
 
+import itertools
 import json
+import os
 import pathlib
 
+os.environ.update(MKL_CBWR="COMPATIBLE", ATEN_CPU_CAPABILITY="default")
+
 import numpy as np
+import onnx
 import torch
 import torch.nn.functional as F
 
 HERE = pathlib.Path(__file__).parent
 DTYPES = {"bool": torch.bool, "int8": torch.int8, "uint8": torch.uint8, "int64": torch.int64}
 torch.set_default_dtype(torch.float64)
+torch.set_num_threads(1)
+torch.backends.mkldnn.enabled = False
 
 
 def grid(rng, shape, low=-2.0, high=2.0):
@@ -194,13 +205,215 @@ def gather_nd(a, x, index):
     return torch.stack([gather_nd(inner, *pair) for pair in zip(x, index)])
 
 
+REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
+
+
 def scatter_elements(a, x, index, updates):
-    f = x.scatter_add if a.get("reduction") == "add" else x.scatter
-    return f(a.get("axis", 0), index, updates)
+    kind = a.get("reduction", "none")
+    if kind == "none":
+        return x.scatter(a.get("axis", 0), index, updates)
+    return x.scatter_reduce(a.get("axis", 0), index, updates, REDUCTIONS[kind])
 
 
 def scatter_nd(a, x, index, updates):
-    return x.index_put(tuple(index.unbind(-1)), updates, accumulate=a.get("reduction") == "add")
+    kind = a.get("reduction", "none")
+    if kind in ("none", "add"):
+        return x.index_put(tuple(index.unbind(-1)), updates, accumulate=kind == "add")
+    # Rows of the axes that the tuples count, one flat index each.
+    depth = index.shape[-1]
+    flat = sum(i * int(np.prod(x.shape[k + 1 : depth])) for k, i in enumerate(index.unbind(-1))).flatten()
+    rows = x.flatten(0, depth - 1)
+    rows, u = rows.reshape(rows.shape[0], -1), updates.reshape(len(flat), -1)
+    return rows.scatter_reduce(0, flat[:, None].expand_as(u), u, REDUCTIONS[kind]).reshape(x.shape)
+
+
+def max_unpool(a, x, index, shape=None):
+    """torch's indices count within a plane."""
+    inner = [
+        (n - 1) * s - p - q + k
+        for n, k, s, p, q in zip(x.shape[2:], a["kernel_shape"], a["strides"], a.get("pads", [0, 0]), a.get("pads", [0, 0])[2:] or [0, 0])
+    ]
+    area = int(np.prod(inner))
+    y = F.max_unpool2d(x, index % area, a["kernel_shape"], a["strides"], output_size=inner)
+    return y if shape is None else padded(y, [0, 0], [want - have for want, have in zip(shape.tolist()[2:], inner)])
+
+
+def center_crop_pad(a, x, shape):
+    for axis, want in zip(a.get("axes", range(x.dim())), shape.tolist()):
+        have = x.shape[axis]
+        if want <= have:
+            x = x.narrow(axis, (have - want) // 2, want)
+        else:
+            before = (want - have) // 2
+            fill = lambda n: x.new_zeros([n if i == axis % x.dim() else d for i, d in enumerate(x.shape)])
+            x = torch.cat([fill(before), x, fill(want - have - before)], axis)
+    return x
+
+
+def col2im(a, x, image, block):
+    fold = dict(zip(["dilation", "stride"], [a.get("dilations", 1), a.get("strides", 1)]))
+    if len(image) == 1:
+        widen = {k: v if v == 1 else [1, *v] for k, v in fold.items()}
+        pads = a.get("pads", [0, 0])
+        assert pads[0] == pads[1]
+        return F.fold(x, [1, *image.tolist()], [1, *block.tolist()], padding=[0, pads[0]], **widen)[:, :, 0]
+    return F.fold(x, image.tolist(), block.tolist(), padding=a.get("pads", [0, 0])[:2], **fold)
+
+
+def compress(a, x, condition):
+    kept = condition.nonzero().flatten()
+    return x.flatten()[kept] if "axis" not in a else x.index_select(a["axis"], kept)
+
+
+def tensor_scatter(a, cache, update, start=None):
+    axis = a.get("axis", -2)
+    cache, update = cache.movedim(axis, 1), update.movedim(axis, 1)
+    start = torch.zeros(cache.shape[0], dtype=torch.int64) if start is None else start
+    at = start[:, None] + torch.arange(update.shape[1])
+    at = at % cache.shape[1] if a.get("mode") == "circular" else at
+    return cache.index_put((torch.arange(cache.shape[0])[:, None], at), update).movedim(1, axis)
+
+
+# Sampling
+
+
+def grid_sample(a, x, places):
+    mode = {"linear": "bilinear", "cubic": "bicubic", "nearest": "nearest"}[a.get("mode", "linear")]
+    options = {"mode": mode, "padding_mode": a.get("padding_mode", "zeros"), "align_corners": bool(a.get("align_corners"))}
+    if x.dim() == 3:
+        places = torch.cat([places, torch.zeros_like(places)], -1)[:, None]
+        return F.grid_sample(x[:, :, None], places, **options)[:, :, 0]
+    return F.grid_sample(x, places, **options)
+
+
+def at_pixels(x, y_at, x_at, padding):
+    """Bilinear samples of `[N, C, H, W]` at pixel coordinates `[N, P, Q]`."""
+    h, w = x.shape[2:]
+    places = torch.stack([2 * x_at / (w - 1) - 1, 2 * y_at / (h - 1) - 1], -1)
+    return F.grid_sample(x, places, padding_mode=padding, align_corners=True)
+
+
+def roi_align(a, x, rois, image):
+    n, half = a["sampling_ratio"], a.get("coordinate_transformation_mode", "half_pixel") == "half_pixel"
+    found = []
+    for (x1, y1, x2, y2), i in zip(rois * a.get("spatial_scale", 1.0) - (0.5 if half else 0.0), image.tolist()):
+        along = []
+        for low, high, bins in [(y1, y2, a["output_height"]), (x1, x2, a["output_width"])]:
+            size = high - low if half else (high - low).clamp(min=1.0)
+            along.append(low + size * (torch.arange(bins * n) + 0.5) / (bins * n))
+        ys, xs = (v.contiguous() for v in torch.meshgrid(*along, indexing="ij"))
+        seen = at_pixels(x[i : i + 1], ys[None], xs[None], "border")
+        seen = seen * ((ys >= -1) & (ys <= x.shape[2]) & (xs >= -1) & (xs <= x.shape[3]))
+        found.append(F.avg_pool2d(seen, n))
+    return torch.cat(found)
+
+
+def deform_conv(a, x, w, offset, b=None, mask=None):
+    groups, looks = a.get("group", 1), a.get("offset_group", 1)
+    kh, kw = w.shape[2:]
+    (sh, sw), (dh, dw) = a.get("strides", [1, 1]), a.get("dilations", [1, 1])
+    top, left = a.get("pads", [0] * 4)[:2]
+    n, rows, columns = x.shape[0], *offset.shape[2:]
+    offset = offset.reshape(n, looks, kh, kw, 2, rows, columns)
+    mask = torch.ones(n, looks, kh, kw, rows, columns) if mask is None else mask.reshape(n, looks, kh, kw, rows, columns)
+    seen = torch.zeros(n, x.shape[1], kh, kw, rows, columns)
+    parts = []
+    for part, look in zip(x.chunk(looks, 1), range(looks)):
+        taps = []
+        for i in range(kh):
+            for j in range(kw):
+                ys = (torch.arange(rows) * sh - top + i * dh)[:, None] + offset[:, look, i, j, 0]
+                xs = torch.arange(columns) * sw - left + j * dw + offset[:, look, i, j, 1]
+                taps.append(at_pixels(part, ys, xs, "zeros") * mask[:, look, None, i, j])
+        parts.append(torch.stack(taps, 2))
+    seen = torch.cat(parts, 1)
+    y = [torch.einsum("nctpq,oct->nopq", s, k.flatten(2)) for s, k in zip(seen.chunk(groups, 1), w.chunk(groups))]
+    y = torch.cat(y, 1)
+    return y if b is None else y + b[:, None, None]
+
+
+# Attention and transforms
+
+
+def attention(a, q, k, v, mask=None, past_k=None, past_v=None, lengths=None):
+    flat = q.dim() == 3
+    split = lambda t, n: t.unflatten(-1, (n, -1)).transpose(1, 2) if flat else t
+    q, k, v = (split(t, a.get(n)) for t, n in zip((q, k, v), ["q_num_heads", "kv_num_heads", "kv_num_heads"]))
+    past = 0 if past_k is None else past_k.shape[2]
+    k, v = (t if p is None else torch.cat([p, t], 2) for t, p in ((k, past_k), (v, past_v)))
+    steps, total = q.shape[2], k.shape[2]
+    open_ = torch.ones(q.shape[0], 1, steps, total, dtype=torch.bool)
+    if a.get("is_causal"):
+        before = past if lengths is None else (lengths - steps)[:, None, None, None]
+        open_ = open_ & (torch.arange(total) <= torch.arange(steps)[:, None] + before)
+    if lengths is not None:
+        open_ = open_ & (torch.arange(total) < lengths[:, None, None, None])
+    bias = torch.zeros(open_.shape).masked_fill(~open_, -torch.inf)
+    if mask is not None:
+        mask = mask if mask.is_floating_point() else torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
+        bias = bias + F.pad(mask, (0, total - mask.shape[-1]), value=-torch.inf)
+    scale = a.get("scale", q.shape[-1] ** -0.5)
+    repeat = q.shape[1] // k.shape[1]
+    scores = q @ k.repeat_interleave(repeat, 1).mT * scale
+    cap = a.get("softcap", 0.0)
+    capped = torch.tanh(scores / cap) * cap if cap else scores
+    shares = (capped + bias).softmax(-1)
+    if cap:
+        y = shares @ v.repeat_interleave(repeat, 1)
+    else:
+        y = F.scaled_dot_product_attention(q, k, v, bias, scale=scale, enable_gqa=True)
+    y = y.transpose(1, 2).flatten(2) if flat else y
+    return y, k, v, [scores, capped, capped + bias, shares][a.get("qk_matmul_output_mode", 0)]
+
+
+def rotary(a, x, cos, sin, positions=None):
+    flat = x.dim() == 3
+    x = x.unflatten(-1, (a["num_heads"], -1)).transpose(1, 2) if flat else x
+    n = a.get("rotary_embedding_dim") or x.shape[-1]
+    cos, sin = ((t if positions is None else t[positions])[:, None] for t in (cos, sin))
+    part, rest = x[..., :n], x[..., n:]
+    pairs = part.unflatten(-1, (-1, 2)) if a.get("interleaved") else part.unflatten(-1, (2, -1)).mT
+    turned = torch.view_as_real(torch.view_as_complex(pairs.contiguous()) * torch.complex(cos, sin))
+    y = torch.cat([(turned if a.get("interleaved") else turned.mT).flatten(-2), rest], -1)
+    return y.transpose(1, 2).flatten(2) if flat else y
+
+
+def dft(a, x, length=None, axis=torch.tensor(-2)):
+    axis = axis.item() % x.dim()
+    values = x[..., 0] if x.shape[-1] == 1 else torch.view_as_complex(x)
+    f = torch.fft.ifft if a.get("inverse") else torch.fft.rfft if a.get("onesided") else torch.fft.fft
+    return torch.view_as_real(f(values, None if length is None else length.item(), axis))
+
+
+def stft(a, x, step, window=None, length=None):
+    values = x[..., 0] if x.shape[-1] == 1 else torch.view_as_complex(x)
+    n = len(window) if length is None else length.item()
+    window = torch.ones(n) if window is None else window
+    y = torch.stft(
+        values, n, step.item(), window=window, center=False, onesided=bool(a.get("onesided", 1)), return_complex=True
+    )
+    return torch.view_as_real(y.transpose(1, 2))
+
+
+# Losses
+
+
+def nll_loss(a, log_prob, labels, weight=None):
+    """torch's loss has no gradient for the weights: its formula has, and is checked against it."""
+    reduction, ignored = a.get("reduction", "mean"), a.get("ignore_index", -100)
+    counts = labels != ignored
+    at = labels.where(counts, torch.zeros_like(labels))
+    w = (torch.ones(log_prob.shape[1]) if weight is None else weight)[at] * counts
+    loss = -log_prob.gather(1, at[:, None])[:, 0] * w
+    loss = {"none": loss, "sum": loss.sum(), "mean": loss.sum() / w.sum()}[reduction]
+    fixed = None if weight is None else weight.detach()
+    torch.testing.assert_close(loss, F.nll_loss(log_prob, labels, fixed, ignore_index=ignored, reduction=reduction))
+    return loss
+
+
+def cross_entropy(a, scores, labels, weight=None):
+    log_prob = F.log_softmax(scores, 1)
+    return nll_loss(a, log_prob, labels, weight), log_prob
 
 
 def depth_to_space(a, x):
@@ -268,6 +481,17 @@ def mean_variance(a, x):
     return (x - x.mean(axes, keepdim=True)) / (x.std(axes, correction=0, keepdim=True) + 1e-9)
 
 
+def determinant(a, x):
+    """The sum over permutations: torch's gradient is not defined for singular matrices."""
+    y = 0.0
+    for order in itertools.permutations(range(x.shape[-1])):
+        odd = sum(i > j for i, j in itertools.combinations(order, 2)) % 2
+        entries = torch.stack([x[..., row, column] for row, column in enumerate(order)])
+        y = y + (-1) ** odd * entries.prod(0)
+    torch.testing.assert_close(y, torch.linalg.det(x))
+    return y
+
+
 def lp_pool(a, x):
     strides, begin, end, _ = window(a, x.shape[2:], a["kernel_shape"])
     p = a.get("p", 2)
@@ -291,7 +515,8 @@ def resize(a, x, roi=None, scales=None, sizes=None):
         asymmetric = a.get("coordinate_transformation_mode") == "asymmetric"
         return F.interpolate(x, sizes, mode="nearest" if asymmetric else "nearest-exact")
     corners = a.get("coordinate_transformation_mode") == "align_corners"
-    return F.interpolate(x, sizes, mode="linear" if x.dim() == 3 else "bilinear", align_corners=corners)
+    mode = "bicubic" if a["mode"] == "cubic" else "linear" if x.dim() == 3 else "bilinear"
+    return F.interpolate(x, sizes, mode=mode, align_corners=corners, antialias=bool(a.get("antialias")))
 
 
 def recurrent(kind):
@@ -472,8 +697,29 @@ REFERENCES = {
     "LpNormalization": lambda a, x: F.normalize(x, a.get("p", 2), a.get("axis", -1)),
     "MeanVarianceNormalization": mean_variance,
     "LpPool": lp_pool,
+    "GlobalLpPool": lambda a, x: torch.linalg.vector_norm(x, a.get("p", 2), tuple(range(2, x.dim())), True),
+    # torch's window of an even size is the mirrored one.
+    "LRN": lambda a, x: F.local_response_norm(
+        x.flip(1), a["size"], a.get("alpha", F32(1e-4)), a.get("beta", 0.75), a.get("bias", 1.0)
+    ).flip(1),
+    "Det": determinant,
     "ReverseSequence": reverse_sequence,
     "Resize": resize,
+    "GridSample": grid_sample,
+    "AffineGrid": lambda a, theta, size: F.affine_grid(theta, size.tolist(), bool(a.get("align_corners"))),
+    "RoiAlign": roi_align,
+    "DeformConv": deform_conv,
+    "Attention": attention,
+    "RotaryEmbedding": rotary,
+    "DFT": dft,
+    "STFT": stft,
+    "NegativeLogLikelihoodLoss": nll_loss,
+    "SoftmaxCrossEntropyLoss": cross_entropy,
+    "MaxUnpool": max_unpool,
+    "CenterCropPad": center_crop_pad,
+    "Col2Im": col2im,
+    "Compress": compress,
+    "TensorScatter": tensor_scatter,
     **{kind: recurrent(kind) for kind in ["LSTM", "GRU", "RNN"]},
     "Reshape": lambda a, x, shape: x.reshape(shape.tolist()),
     "Flatten": lambda a, x: x.reshape(int(np.prod(x.shape[: a["axis"]])), -1),
@@ -519,7 +765,7 @@ def made(index, case):
         given.pop()
     # A reference with a default takes None for an absent operand.
     result = REFERENCES[case["op"]](attrs, *given)
-    outputs = list(result) if isinstance(result, (tuple, list)) else [result]
+    outputs = list(result)[: case.get("outputs", 1)] if isinstance(result, (tuple, list)) else [result]
     cotangents = [grid(rng, list(y.shape)) for y in outputs]
     wanted = [t for t, (_, constant) in zip(leaves, operands) if not constant]
     grads = torch.autograd.grad(outputs, wanted, cotangents, allow_unused=True)
@@ -537,7 +783,7 @@ def made(index, case):
 
 
 def network(function, tensors, rng):
-    """Loss, its gradients, the gradients of their squared norm, and the derivative along tangents."""
+    """Loss, its gradients, those of their squared norm, and the derivatives of output and gradients along tangents."""
     leaves = {k: v.clone().requires_grad_() for k, v in tensors.items()}
     output, loss = function(**leaves)
     first = torch.autograd.grad(loss, list(leaves.values()), create_graph=True)
@@ -547,6 +793,9 @@ def network(function, tensors, rng):
     _, derivative = torch.func.jvp(
         lambda *v: function(**dict(zip(names, v)))[0], tuple(tensors.values()), tuple(tangents.values())
     )
+    hessian_vector = torch.autograd.functional.hvp(
+        lambda *v: function(**dict(zip(names, v)))[1], tuple(tensors.values()), tuple(tangents.values())
+    )[1]
     named = lambda values: {k: plain(v) for k, v in zip(names, values)}
     return {
         "tensors": named(tensors.values()),
@@ -556,6 +805,7 @@ def network(function, tensors, rng):
         "tangents": named(tangents.values()),
         "output": plain(output),
         "jvp": plain(derivative),
+        "hvp": named(hessian_vector),
     }
 
 
@@ -578,6 +828,17 @@ def train_norm(x, scale, bias, w):
     return output, output.square().mean()
 
 
+def transformer(x, scale1, bias1, qkv, out, scale2, bias2, w1, b1, w2, b2):
+    """A block that normalises first: causal attention of two heads, then two layers."""
+    split = lambda t: t.unflatten(-1, (2, -1)).transpose(1, 2)
+    q, k, v = (split(t) for t in F.linear(F.layer_norm(x, [4], scale1, bias1), qkv).chunk(3, -1))
+    bias = torch.zeros(3, 3).masked_fill(torch.ones(3, 3).triu(1).bool(), -torch.inf)
+    h = (q @ k.mT * q.shape[-1] ** -0.5 + bias).softmax(-1) @ v
+    x = x + F.linear(h.transpose(1, 2).flatten(2), out)
+    output = x + F.linear(F.gelu(F.linear(F.layer_norm(x, [4], scale2, bias2), w1, b1)), w2, b2)
+    return output, output.square().mean()
+
+
 def networks():
     rng = np.random.default_rng(7)
     tensors = lambda **shapes: {k: grid(rng, s, -1.0, 1.0) for k, s in shapes.items()}
@@ -589,13 +850,29 @@ def networks():
             mlp, tensors(x=[4, 5], w1=[6, 5], b1=[6], scale=[6], bias=[6], w2=[3, 6], b2=[3]), rng
         ),
         "train_norm": network(train_norm, tensors(x=[3, 2, 3, 3], scale=[2], bias=[2], w=[2, 2, 2, 2]), rng),
+        "transformer": network(
+            transformer,
+            tensors(
+                x=[2, 3, 4], scale1=[4], bias1=[4], qkv=[12, 4], out=[4, 4], scale2=[4], bias2=[4], w1=[6, 4], b1=[6],
+                w2=[4, 6], b2=[4],
+            ),
+            rng,
+        ),
     }
+
+
+def operators():
+    """Names of the operators of ai.onnx at opset 24."""
+    schemas = [s for s in onnx.defs.get_all_schemas_with_history() if s.domain == "" and s.since_version <= 24]
+    newest = {s.name: s for s in sorted(schemas, key=lambda s: s.since_version)}
+    return sorted(name for name, s in newest.items() if not s.deprecated)
 
 
 def main():
     cases = json.loads((HERE / "cases.json").read_text())
     lines = [json.dumps(made(i, case), separators=(",", ":")) for i, case in enumerate(cases)]
     (HERE / "gradients.json").write_text("[\n" + ",\n".join(lines) + "\n]\n")
+    (HERE / "operators.json").write_text(json.dumps(operators(), indent=0) + "\n")
     (HERE / "networks.json").write_text(json.dumps(networks(), separators=(",", ":")) + "\n")
 
 

@@ -2,20 +2,56 @@
 //! Runtime 1.32; `tests/gradients.rs` and `tests/node_tests` show what would fail without.
 
 mod einsum;
-mod moves;
+mod one_hot;
 mod pad;
 mod quant;
 
 use super::Lowered;
 use crate::ops::{ConvAttrs, extents};
-use crate::{Attr, Cx, Node, OpError, Var, op_bail};
+use crate::{Attr, Cx, Node, OpError, Var, compose, op_bail};
 use limbeck_tensor::Tensor;
 
+/// Composites that an engine lacks altogether.
+const LACKING: &[&str] = &[
+    "AffineGrid",
+    "CenterCropPad",
+    "Col2Im",
+    "DeformConv",
+    "Det",
+    "LpPool",
+    "MaxUnpool",
+    "NegativeLogLikelihoodLoss",
+    "ReverseSequence",
+    "RoiAlign",
+    "SoftmaxCrossEntropyLoss",
+    "TensorScatter",
+];
+
 /// What stands for a node of ai.onnx, `None` when it can stay as it is. Operands have static shapes.
-pub(crate) fn plain<'c>(cx: &'c Cx, node: &Node, operands: &[Option<Var<'c>>]) -> Option<Lowered<'c>> {
+pub(crate) fn plain<'c>(cx: &'c Cx, node: &Node, operands: &[Option<Var<'c>>]) -> Option<Vec<Var<'c>>> {
     if !node.domain_or_default().is_empty() {
         return None;
     }
+    if LACKING.contains(&node.op.as_str()) || is_odd_attention(node) || trains(node) {
+        return compose(cx, node, operands);
+    }
+    Some(vec![reworded(cx, node, operands)?.unwrap_or_else(|e| cx.fail_with(e.0))])
+}
+
+/// tract lacks the soft cap, the scores as a result and lengths of padded keys; ONNX Runtime gives other numbers for the
+/// first two.
+fn is_odd_attention(node: &Node) -> bool {
+    let capped = node.float("softcap").is_some_and(|c| c != 0.0);
+    node.op == "Attention" && (capped || node.output(3).is_some() || node.input(6).is_some())
+}
+
+/// Batch statistics, which tract lacks.
+fn trains(node: &Node) -> bool {
+    node.op == "BatchNormalization" && node.int("training_mode").unwrap_or(0) != 0
+}
+
+/// Single nodes in other words.
+fn reworded<'c>(cx: &'c Cx, node: &Node, operands: &[Option<Var<'c>>]) -> Option<Lowered<'c>> {
     let x = |i: usize| operands.get(i).copied().flatten();
     match node.op.as_str() {
         // tract computes with an alpha of 1.
@@ -32,8 +68,7 @@ pub(crate) fn plain<'c>(cx: &'c Cx, node: &Node, operands: &[Option<Var<'c>>]) -
         "MatMul" if x(0)?.rank() == 1 && x(1)?.rank() == 1 => Some(Ok((x(0)? * x(1)?).sum(&[]))),
         "ConvTranspose" if node.ints("output_shape").is_some() => Some(conv_transpose(cx, node, operands)),
         "Pad" => pad::pad(cx, node, operands).transpose(),
-        "OneHot" => Some(moves::one_hot(cx, node, x(0)?, x(1)?, x(2)?)),
-        "ReverseSequence" => Some(moves::reverse_sequence(cx, node, x(0)?, x(1)?)),
+        "OneHot" => Some(one_hot::one_hot(cx, node, x(0)?, x(1)?, x(2)?)),
         "Einsum" => einsum::einsum(cx, node, operands).transpose(),
         "QuantizeLinear" => quant::quantize(cx, node, operands).transpose(),
         "DequantizeLinear" => quant::dequantize(cx, node, operands).transpose(),

@@ -1,4 +1,4 @@
-//! Ops that choose or reorder elements, by comparison and GatherElements.
+//! OneHot by comparison.
 
 use super::super::Lowered;
 use super::range;
@@ -23,22 +23,4 @@ pub(super) fn one_hot<'c>(cx: &'c Cx, node: &Node, indices: Var<'c>, depth: Var<
     let hot = from_front.unsqueeze(&[axis as i64]).equals(range(cx, depth).reshape(&wide));
     let value = |i: usize| values.slice(0, i, i + 1).reshape(&[]);
     Ok(hot.select(value(1), value(0)))
-}
-
-/// ReverseSequence: element t of a sequence of length l is element l - 1 - t of the data, and t itself from l on.
-pub(super) fn reverse_sequence<'c>(cx: &'c Cx, node: &Node, x: Var<'c>, lengths: Var<'c>) -> Lowered<'c> {
-    let (time, batch) = (node.int("time_axis").unwrap_or(0), node.int("batch_axis").unwrap_or(1));
-    let shape = x.shape();
-    if !matches!((time, batch), (0, 1) | (1, 0)) || shape.len() < 2 || lengths.shape() != [shape[batch as usize]] {
-        op_bail!("time {time} and batch {batch} must be axes 0 and 1, with a length for each sequence of {shape:?}");
-    }
-    let along = |axis: i64, v: Var<'c>| {
-        let mut wide = vec![1; shape.len()];
-        wide[axis as usize] = shape[axis as usize];
-        v.reshape(&wide)
-    };
-    let (t, length) = (along(time, range(cx, shape[time as usize])), along(batch, lengths.cast(DType::I64)));
-    let reversed = length - t - cx.scalar_of(1.0, DType::I64);
-    let from = t.less(length).select(reversed, t).expand(&shape);
-    Ok(cx.op("GatherElements", &[x, from], &[("axis", time.into())]))
 }

@@ -1,12 +1,8 @@
 //! Composites built from primitives that have gradient rules, while a network is instantiated.
 
-use crate::recurrent::unroll;
-use crate::resize::resize;
-use limbeck_graph::{Attr, Cx, Node, Var};
+use super::{ComposeFn, Composite, TABLE};
+use crate::{Cx, Node, Var};
 use limbeck_tensor::DType;
-
-/// Ops that [`compose`] always replaces: they have no rule of their own.
-pub const COMPOSITES: &[&str] = &["MeanVarianceNormalization", "LpPool", "LSTM", "GRU", "RNN", "Resize"];
 
 /// The primitives that `node` stands for, given its operands; `None` when the node can stay as it is. Made to be
 /// the `rewrite` of [`Cx::inline_with`].
@@ -14,7 +10,7 @@ pub const COMPOSITES: &[&str] = &["MeanVarianceNormalization", "LpPool", "LSTM",
 /// - BatchNormalization with `training_mode` = 1: [`batch_norm`]. Its further outputs are the running statistics
 ///   `running * momentum + batch * (1 - momentum)` as ONNX defines them, with the biased variance in both places
 ///   (torch keeps the unbiased one, `n / (n - 1)` times as large, and calls `1 - momentum` momentum).
-/// - The ops of [`COMPOSITES`].
+/// - The ops of [`crate::COMPOSITES`].
 /// - Dropout outside training: the identity, and a mask of `true`. Dropout in training needs noise from the caller
 ///   and stays as it is, which differentiation then refuses by name; see [`dropout`].
 ///
@@ -42,42 +38,19 @@ pub fn compose<'c>(cx: &'c Cx, node: &Node, inputs: &[Option<Var<'c>>]) -> Optio
         }
         return Some(outputs);
     }
-    match node.op.as_str() {
-        _ if !node.domain_or_default().is_empty() => None,
-        "MeanVarianceNormalization" => Some(vec![mean_variance(node, inputs.first().copied().flatten()?)]),
-        "LSTM" | "GRU" | "RNN" => Some(or_failed(node, cx, unroll(node, inputs))),
-        "Resize" => Some(or_failed(node, cx, resize(node, inputs).map(|y| vec![y]))),
-        "LpPool" => lp_pool(node, inputs.first().copied().flatten()?),
-        _ => None,
-    }
-}
-
-/// The composition, or a failure of the construction that names the operator.
-fn or_failed<'c>(node: &Node, cx: &'c Cx, composed: Result<Vec<Var<'c>>, String>) -> Vec<Var<'c>> {
-    composed.unwrap_or_else(|reason| {
+    let formula = formula(node)?;
+    let mut outputs = formula(&Composite { cx, node, inputs }).unwrap_or_else(|reason| {
         let error = cx.fail_with(format!("{}: {reason}", node.full_op()));
         vec![error; node.outputs.len()]
-    })
+    });
+    outputs.truncate(node.outputs.len());
+    Some(outputs)
 }
 
-/// MeanVarianceNormalization: the data less their mean, over their standard deviation plus 1e-9.
-fn mean_variance<'c>(node: &Node, x: Var<'c>) -> Var<'c> {
-    let axes = node.ints("axes").unwrap_or(&[0, 2, 3]);
-    let centred = x - x.mean_keep(axes);
-    centred / (centred.square().mean_keep(axes).sqrt() + 1e-9)
-}
-
-/// LpPool: the p-th root of the sum of the p-th powers, a sum being the mean times the window's size. Windows that
-/// reach beyond the padding (`ceil_mode`) have other means, so these nodes stay as they are.
-fn lp_pool<'c>(node: &Node, x: Var<'c>) -> Option<Vec<Var<'c>>> {
-    let size: f64 = node.ints("kernel_shape")?.iter().map(|&n| n as f64).product();
-    if node.int("ceil_mode").unwrap_or(0) != 0 {
-        return None;
-    }
-    let p = node.int("p").unwrap_or(2) as f64;
-    let mut attrs: Vec<(&str, Attr)> = vec![("count_include_pad", 1i64.into())];
-    attrs.extend(node.attrs.iter().filter(|(name, _)| *name != "p").map(|(name, v)| (name.as_str(), v.clone())));
-    Some(vec![(x.cx().op("AveragePool", &[x.abs().powf(p)], &attrs) * size).powf(1.0 / p)])
+/// The row of the table of composites for this node.
+fn formula(node: &Node) -> Option<ComposeFn> {
+    let known = |&&(name, _): &&(&str, ComposeFn)| node.is("", name);
+    TABLE.iter().find(known).map(|&(_, formula)| formula)
 }
 
 /// BatchNormalization in training: `x` `[batch, channels, ...]` normalised with its mean and biased variance over all

@@ -1,7 +1,9 @@
 //! LSTM, GRU and RNN as the primitives of their steps, unrolled: both directions, initial states, sequence lengths,
 //! peepholes, clipping. Formulas: the ONNX operator specification.
 
-use limbeck_graph::{Attr, Node, Var};
+use super::Composite;
+use super::place::turned;
+use crate::{Attr, Node, Var};
 use limbeck_tensor::DType;
 
 /// Most steps that are unrolled.
@@ -35,10 +37,10 @@ struct Cell<'r, 'c> {
 
 /// The outputs of the layer: all hidden states `[steps, directions, batch, hidden]`, the last ones
 /// `[directions, batch, hidden]`, and for LSTM the last cell states.
-pub(crate) fn unroll<'c>(node: &Node, inputs: &[Option<Var<'c>>]) -> Result<Vec<Var<'c>>, String> {
-    let input = |i: usize| inputs.get(i).copied().flatten();
-    let need = |i: usize| input(i).ok_or_else(|| format!("input {i} is missing"));
-    let (x, w, r) = (need(0)?, need(1)?, need(2)?);
+pub(super) fn unroll<'c>(op: &Composite<'_, 'c>) -> Result<Vec<Var<'c>>, String> {
+    let node = op.node;
+    let input = |i: usize| op.opt(i);
+    let (x, w, r) = (op.x(0)?, op.x(1)?, op.x(2)?);
     let batch_first = node.int("layout").unwrap_or(0) != 0;
     let steps_first = |v: Var<'c>| if batch_first { v.transpose(&[1, 0, 2]) } else { v };
     let (&[directions, _, hidden], 3) = (&r.shape()[..], x.rank()) else {
@@ -46,7 +48,7 @@ pub(crate) fn unroll<'c>(node: &Node, inputs: &[Option<Var<'c>>]) -> Result<Vec<
     };
     let x = steps_first(x);
     let (steps, batch) = (x.dim(0), x.dim(1));
-    let reversed: &[bool] = match (node.str("direction").unwrap_or("forward"), directions) {
+    let directions_reversed: &[bool] = match (node.str("direction").unwrap_or("forward"), directions) {
         ("forward", 1) => &[false],
         ("reverse", 1) => &[true],
         ("bidirectional", 2) => &[false, true],
@@ -57,9 +59,9 @@ pub(crate) fn unroll<'c>(node: &Node, inputs: &[Option<Var<'c>>]) -> Result<Vec<
     }
     let lengths = input(4).map(|n| n.cast(DType::I64));
     let zero = x.cx().full(0.0, x.dtype(), &[batch, hidden]);
-    let turn = |v: Var<'c>| turned(v, lengths);
+    let turn = |v: Var<'c>| reversed(v, lengths);
     let (mut all, mut last_h, mut last_c) = (vec![], vec![], vec![]);
-    for (d, &reverse) in reversed.iter().enumerate() {
+    for (d, &reverse) in directions_reversed.iter().enumerate() {
         let own = |v: Var<'c>| v.slice(0, d, d + 1).squeeze(&[0]);
         let state = |i: usize| input(i).map_or(zero, |v| own(steps_first(v)));
         let cell = Cell {
@@ -79,18 +81,13 @@ pub(crate) fn unroll<'c>(node: &Node, inputs: &[Option<Var<'c>>]) -> Result<Vec<
     let y = all[0].concat(&all[1..], 1);
     let [h, c] = [&last_h, &last_c].map(|v| steps_first(v[0].concat(&v[1..], 0)));
     let y = if batch_first { y.transpose(&[2, 0, 1, 3]) } else { y };
-    Ok([y, h, c].into_iter().take(node.outputs.len()).collect())
+    Ok(vec![y, h, c])
 }
 
 /// `v` `[steps, batch, n]` with its steps in reverse order, each row up to its length.
-fn turned<'c>(v: Var<'c>, lengths: Option<Var<'c>>) -> Var<'c> {
-    match lengths {
-        Some(lengths) => {
-            let axes = [("time_axis", Attr::Int(0)), ("batch_axis", Attr::Int(1))];
-            v.cx().op("ReverseSequence", &[v, lengths], &axes)
-        }
-        None => v.gather(v.cx().ints(&(0..v.dim(0) as i64).rev().collect::<Vec<_>>()), 0),
-    }
+fn reversed<'c>(v: Var<'c>, lengths: Option<Var<'c>>) -> Var<'c> {
+    let backwards = || v.gather(v.cx().ints(&(0..v.dim(0) as i64).rev().collect::<Vec<_>>()), 0);
+    lengths.map_or_else(backwards, |lengths| turned(v, lengths, 0))
 }
 
 /// First and second half of a vector.
