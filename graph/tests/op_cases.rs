@@ -137,12 +137,33 @@ fn report(failures: Vec<String>) {
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
 }
 
+/// Operators whose results are drawn: of their cases the types alone are compared.
+const DRAWN: [&str; 6] =
+    ["Bernoulli", "Multinomial", "RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike"];
+
+/// Operators whose attributes hold graphs: the node tests and `tests/control.rs` have their cases.
+const WITH_GRAPHS: [&str; 3] = ["If", "Loop", "Scan"];
+
+/// The axes of output `i` whose extents depend on values.
+fn counted(case: &Case, i: usize) -> Vec<usize> {
+    let rank = case.inputs.first().and_then(Option::as_ref).map_or(0, |t| t.shape().len());
+    let axis = case.node.int("axis").map_or(0, |a| if a < 0 { a + rank as i64 } else { a } as usize);
+    match (case.node.op.as_str(), i) {
+        ("NonZero", _) => vec![1],
+        ("NonMaxSuppression", _) | ("Unique", 1 | 3) => vec![0],
+        ("Compress" | "Unique", 0) => vec![axis],
+        _ => vec![],
+    }
+}
+
 #[test]
 fn evaluation_equals_the_oracle() {
     let mut failures = vec![];
     for case in cases() {
         let (graph, _) = case.with_constants(&case.inputs);
         match graph.evaluate(&BTreeMap::new()) {
+            Err(e) if DRAWN.contains(&&*case.node.op) && e.to_string().contains("draws from a generator") => {}
+            Ok(_) if DRAWN.contains(&&*case.node.op) => failures.push(format!("{} is evaluated", case.label)),
             Err(e) => failures.push(format!("{}: {e}", case.label)),
             Ok(got) => {
                 for (i, want) in case.outputs.iter().enumerate() {
@@ -167,9 +188,8 @@ fn inference_equals_the_oracle() {
             Ok(types) => {
                 for (i, want) in case.outputs.iter().enumerate() {
                     let Some(mut want) = want.as_ref().map(TensorType::of) else { continue };
-                    // How many elements are not zero is not inferred.
-                    if case.node.op == "NonZero" {
-                        want.dims.iter_mut().for_each(|dims| dims[1] = Dim::Unknown);
+                    for axis in counted(&case, i) {
+                        want.dims.iter_mut().for_each(|dims| dims[axis] = Dim::Unknown);
                     }
                     if types.get(i) != Some(&want) {
                         failures.push(format!("{}: output {i} is {:?} instead of {want}", case.label, types.get(i)));
@@ -259,7 +279,8 @@ fn wrong_operands_give_errors_not_panics() {
 #[test]
 fn every_operator_has_a_case() {
     let covered: BTreeSet<(String, String)> = cases().into_iter().map(|c| (c.node.domain, c.node.op)).collect();
-    let has = |o: &&ops::OpSpec| covered.contains(&(o.domain.to_owned(), o.name.to_owned()));
+    let has =
+        |o: &&ops::OpSpec| WITH_GRAPHS.contains(&o.name) || covered.contains(&(o.domain.to_owned(), o.name.to_owned()));
     report(ops::all().filter(|o| !has(o)).map(|o| format!("{} has no case", o.name)).collect());
 }
 
