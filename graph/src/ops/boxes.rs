@@ -103,7 +103,7 @@ fn eval_roi_align(cx: &EvalCx) -> Values {
             let length = if half == 0.0 { (end - start).max(1.0) } else { end - start };
             let bin = length / out[d] as f64;
             let samples = if ratio > 0 { ratio as f64 } else { bin.ceil() };
-            if !(samples <= MOST_SAMPLES) {
+            if samples.is_nan() || samples > MOST_SAMPLES {
                 op_bail!("region {roi} of length {length} needs {samples} samples a bin");
             }
             let first = start + ix[2 + d] as f64 * bin;
