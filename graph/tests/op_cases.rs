@@ -2,7 +2,10 @@
 //! `tests/golden/ops_eval/cases_*.json`, which `make_*.py` beside them wrote with ONNX Runtime and the ONNX
 //! reference evaluator.
 
-use limbeck_graph::{Attr, Dim, Graph, Node, TensorType, ValueId, infer_node, ops};
+mod common;
+
+use common::{attr, folder, list, tensor};
+use limbeck_graph::{Dim, Graph, Node, TensorType, ValueId, infer_node, ops};
 use limbeck_tensor::{DType, Tensor};
 use serde_json::Value as Json;
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,46 +18,6 @@ struct Case {
     node: Node,
     inputs: Vec<Option<Tensor>>,
     outputs: Vec<Option<Tensor>>,
-}
-
-fn folder() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/ops_eval")
-}
-
-fn list(json: &Json) -> &[Json] {
-    json.as_array().map_or(&[], Vec::as_slice)
-}
-
-/// A number; JSON has no NaN and infinities, so those are text.
-fn number(json: &Json) -> f64 {
-    json.as_f64().unwrap_or_else(|| json.as_str().expect("number or its name").parse().expect("a number's name"))
-}
-
-fn tensor(json: &Json) -> Tensor {
-    let name = json["dtype"].as_str().expect("dtype");
-    let dtype = (1..=26).filter_map(DType::from_onnx).find(|d| d.name() == name).expect("known dtype");
-    let shape: Vec<usize> = list(&json["shape"]).iter().map(|n| n.as_u64().expect("extent") as usize).collect();
-    let data = list(&json["data"]);
-    if dtype == DType::I64 {
-        return Tensor::new(shape, data.iter().map(|v| v.as_i64().expect("integer")).collect()).expect("tensor");
-    }
-    Tensor::from_f64(dtype, shape, &data.iter().map(number).collect::<Vec<_>>()).expect("tensor")
-}
-
-fn attr(json: &Json) -> Attr {
-    match json {
-        Json::Number(n) if n.is_i64() => Attr::Int(n.as_i64().expect("integer")),
-        Json::Number(_) => Attr::Float(number(json) as f32),
-        Json::String(s) => s.as_str().into(),
-        Json::Array(v) if v.iter().all(Json::is_i64) => {
-            Attr::Ints(v.iter().map(|x| x.as_i64().expect("integer")).collect())
-        }
-        Json::Array(v) if v.iter().all(Json::is_string) => {
-            Attr::Strs(v.iter().map(|x| x.as_str().expect("text").to_owned().into()).collect())
-        }
-        Json::Array(v) => Attr::Floats(v.iter().map(|x| number(x) as f32).collect()),
-        _ => Attr::Tensor(tensor(json)),
-    }
 }
 
 fn optional(json: &Json) -> Option<Tensor> {
