@@ -1,4 +1,5 @@
 //! Reading the golden files of `tests/golden/ops_eval`.
+#![allow(dead_code)] // each test file uses its part
 
 use limbeck_graph::Attr;
 use limbeck_tensor::{DType, Tensor};
