@@ -5,7 +5,7 @@
 mod common;
 
 use common::{attr, folder, list, tensor};
-use limbeck_graph::{Dim, Graph, Node, TensorType, ValueId, infer_node, ops};
+use limbeck_graph::{Attr, Dim, Graph, Node, TensorType, ValueId, infer_node, ops};
 use limbeck_tensor::{DType, Tensor};
 use serde_json::Value as Json;
 use std::collections::{BTreeMap, BTreeSet};
@@ -232,6 +232,43 @@ fn wrong_operands_give_errors_not_panics() {
                 if catch_unwind(AssertUnwindSafe(run)).is_err() {
                     let shown = replacement.as_ref().map_or("nothing".into(), |t| TensorType::of(t).to_string());
                     failures.insert(format!("{}: panics with {shown} as input {i}", case.label));
+                }
+            }
+        }
+    }
+    report(failures.into_iter().collect());
+}
+
+/// Attributes of another kind, and numbers beyond all reason in place of those that an operator takes.
+fn wrong_attributes(attr: &Attr) -> Vec<Attr> {
+    let numbers = [0, -1, 3, 40, i64::from(i32::MAX), i64::MAX, i64::MIN];
+    match attr {
+        Attr::Int(_) => numbers.into_iter().map(Attr::Int).chain([Attr::Float(0.5)]).collect(),
+        Attr::Float(_) => [0.0, -1.0, 1e30, f32::NAN, f32::INFINITY].into_iter().map(Attr::Float).collect(),
+        Attr::Ints(list) => {
+            let each = |n: i64| Attr::Ints(vec![n; list.len()]);
+            let longer = Attr::Ints([&list[..], &[1]].concat());
+            numbers.into_iter().map(each).chain([longer, Attr::Ints(vec![]), Attr::Int(1)]).collect()
+        }
+        Attr::Str(_) => vec!["".into(), "NOTHING".into(), Attr::Int(1)],
+        _ => vec![Attr::Int(1), Attr::Strs(vec![])],
+    }
+}
+
+#[test]
+fn wrong_attributes_give_errors_not_panics() {
+    let mut failures = BTreeSet::new();
+    for case in cases() {
+        for (name, attr) in &case.node.attrs {
+            for wrong in wrong_attributes(attr) {
+                let (graph, mut node) = case.with_constants(&case.inputs);
+                node.attrs.insert(name.clone(), wrong.clone());
+                let mut changed = graph.clone();
+                let id = changed.node_ids()[0];
+                changed.node_mut(id).attrs.insert(name.clone(), wrong.clone());
+                let run = || (infer_node(&graph, &node, "case").is_ok(), changed.evaluate(&BTreeMap::new()).is_ok());
+                if catch_unwind(AssertUnwindSafe(run)).is_err() {
+                    failures.insert(format!("{}: panics with {name} = {wrong:?}", case.label));
                 }
             }
         }
