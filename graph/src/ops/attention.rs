@@ -102,6 +102,9 @@ fn infer_attention(cx: &InferCx) -> Types {
     if mask.is_some_and(|m| m.dtype != DType::Bool && m.dtype != q.dtype) {
         op_bail!("the mask must be bool or {}, it is {}", q.dtype, cx.ty(3)?);
     }
+    if cx.has(4) != cx.has(5) {
+        op_bail!("past_key and past_value must be given together");
+    }
     let mut past = [None, None];
     for (i, of) in [(4, k), (5, v)].into_iter().filter(|(i, _)| cx.has(*i)) {
         same_dtype(of, cx.ty(i)?)?;

@@ -112,15 +112,15 @@ type Taps = Option<Vec<(usize, f64)>>;
 impl Axis {
     /// The place in the data that element `i` of the result is taken from. `r` rounds every intermediate result.
     fn position(&self, coordinates: &str, i: f64, r: fn(f64) -> f64) -> Result<f64, OpError> {
-        let (from, to) = (self.from as f64, self.to as f64);
-        let half = || r(r((i + 0.5) / self.scale) - 0.5);
+        let (from, to, scale) = (self.from as f64, self.to as f64, r(self.scale));
+        let half = || r(r((i + 0.5) / scale) - 0.5);
         Ok(match coordinates {
             "half_pixel" => half(),
-            "half_pixel_symmetric" => r(from / 2.0 * r(1.0 - r(to / r(from * self.scale))) + half()),
+            "half_pixel_symmetric" => r(from / 2.0 * r(1.0 - r(to / r(from * scale))) + half()),
             "pytorch_half_pixel" | "align_corners" if self.to == 1 => 0.0,
             "pytorch_half_pixel" => half(),
             "align_corners" => r(i * (from - 1.0) / (to - 1.0)),
-            "asymmetric" => r(i / self.scale),
+            "asymmetric" => r(i / scale),
             "tf_crop_and_resize" if self.to == 1 => r(r(0.5 * r(self.roi.0 + self.roi.1)) * (from - 1.0)),
             "tf_crop_and_resize" => {
                 let (start, end) = self.roi;
