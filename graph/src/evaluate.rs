@@ -4,7 +4,7 @@
 use crate::ops::{self, EvalCx};
 use crate::{Array, Graph, GraphError, ValueId};
 use limbeck_tensor::Tensor;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, hash_map::Entry};
 
 impl Graph {
     /// Runs the graph on named inputs and returns its outputs by name. Missing, unknown and mistyped inputs
@@ -71,8 +71,9 @@ impl Graph {
     /// All values from those of inputs and captures.
     fn compute(&self, mut values: HashMap<ValueId, Array>) -> Result<HashMap<ValueId, Array>, GraphError> {
         for (id, tensor) in self.initializers() {
-            if !values.contains_key(&id) {
-                values.insert(id, self.array_of(id, tensor)?);
+            // What an input is given stands before its default.
+            if let Entry::Vacant(free) = values.entry(id) {
+                free.insert(self.array_of(id, tensor)?);
             }
         }
         for (id, node) in self.nodes() {

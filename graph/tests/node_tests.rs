@@ -2,7 +2,7 @@
 //! expected outputs): reading, the canonical form, type inference and the reference evaluation of each. Their folder
 //! is named by the variable `LIMBECK_NODE_TESTS`, which `cargo xtask test` sets.
 
-use limbeck_graph::{Dim, Graph, TensorType, ops};
+use limbeck_graph::{Dim, Graph, TensorType, ValueId, ops};
 use limbeck_tensor::{DType, Tensor};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,8 +20,97 @@ enum Stage {
     Evaluated,
 }
 
-/// Cases (the start of their names) that do not reach the last stage: the one they reach, and why.
-const LEFT_OUT: &[(&str, Stage, &str)] = &[];
+/// Cases (by a part of their names, `$` being the end) that do not reach the last stage: the one they reach, and why.
+const LEFT_OUT: &[(&str, Stage, &str)] = &[
+    ("test_ai_onnx_ml_", Stage::Read, ML),
+    ("test_adagrad", Stage::Read, TRAINING),
+    ("test_adam", Stage::Read, TRAINING),
+    ("momentum", Stage::Read, TRAINING),
+    ("string", Stage::Read, STRINGS),
+    ("test_strnormalizer", Stage::Read, STRINGS),
+    ("test_regex", Stage::Read, STRINGS),
+    ("test_tfidf", Stage::Read, STRINGS),
+    ("test_image_decoder", Stage::Read, "decoding image files is no arithmetic on tensors"),
+    ("test_sequence_", Stage::Read, SEQUENCES),
+    ("_to_sequence", Stage::Read, SEQUENCES),
+    ("test_identity_sequence", Stage::Read, SEQUENCES),
+    ("test_identity_opt", Stage::Read, SEQUENCES),
+    ("test_optional_", Stage::Read, SEQUENCES),
+    ("test_if_opt", Stage::Read, SEQUENCES),
+    ("test_if_seq", Stage::Read, SEQUENCES),
+    ("test_loop13_seq", Stage::Read, SEQUENCES),
+    ("test_loop16_seq_none", Stage::Read, SEQUENCES),
+    ("FLOAT8", Stage::Read, NARROW),
+    ("FLOAT4E2M1", Stage::Read, NARROW),
+    ("INT4", Stage::Read, NARROW),
+    ("linear_e4m3fn", Stage::Read, NARROW),
+    ("linear_e5m2", Stage::Read, NARROW),
+    ("linear_float4e2m1", Stage::Read, NARROW),
+    ("linear_int4", Stage::Read, NARROW),
+    ("linear_uint4", Stage::Read, NARROW),
+    ("linear_int16", Stage::Read, NEWER_QUANTISATION),
+    ("linear_uint16", Stage::Read, NEWER_QUANTISATION),
+    ("linear_blocked", Stage::None, NEWER_QUANTISATION),
+    ("test_not_", Stage::None, "opset 1 is declared; 7 to 24 are understood"),
+    ("test_scan_sum", Stage::None, "the batched Scan of opset 8 is refused by name"),
+    ("test_bernoulli", Stage::Inferred, "draws from a generator; noise enters graphs as inputs"),
+    ("test_training_dropout", Stage::Inferred, "draws from a generator; noise enters graphs as inputs"),
+    ("qk_matmul_bias$", Stage::Inferred, ATTENTION),
+    ("qk_matmul_bias_3d_mask$", Stage::Inferred, ATTENTION),
+    ("qk_matmul_bias_3d_mask_causal$", Stage::Inferred, ATTENTION),
+    ("qk_matmul_bias_4d_mask$", Stage::Inferred, ATTENTION),
+    ("qk_matmul_bias_4d_mask_causal$", Stage::Inferred, ATTENTION),
+    ("qk_matmul_softcap$", Stage::Inferred, ATTENTION),
+    ("downsample_scales_cubic_align_corners", Stage::Inferred, FRACTION),
+    ("downsample_scales_linear_align_corners", Stage::Inferred, FRACTION),
+    ("test_qlinearmatmul_2D_int8", Stage::Inferred, "-236 is expected to wrap to 20 where the specification saturates"),
+    ("test_qlinearmatmul_3D_int8", Stage::Inferred, "values are expected to wrap where the specification saturates"),
+    ("test_l2normalization_axis_0", Stage::Inferred, "NaN is expected of 0 / 0, which ONNX Runtime takes as 0"),
+    (
+        "test_maxunpool_export_with_output_shape",
+        Stage::Inferred,
+        "indices are expected to count the elements of another shape than the result's, as no MaxPool's do",
+    ),
+];
+
+const ML: &str = "ai.onnx.ml holds operators of classical learning, which no network of Limbeck has";
+const TRAINING: &str = "optimisers are graphs of plain operators in Limbeck";
+const STRINGS: &str = "the table is about numbers; text is prepared before a network";
+const SEQUENCES: &str = "the table is about tensors; sequences and optionals are carried along in files";
+const NARROW: &str = "types of fewer than 8 bits and 8-bit floats are stored and carried, not computed with";
+const NEWER_QUANTISATION: &str = "16-bit and blocked quantisation came after opset 20, the canonical one";
+const ATTENTION: &str =
+    "ONNX 1.23 corrected the operator: the mask is added behind the softcap, and mode 1 is ahead of it";
+const FRACTION: &str = "a fractional length is expected where the specification and ONNX Runtime take the result's";
+
+/// Cases whose expected values are written with four digits.
+const ROUNDED: &[&str] = &[
+    "test_averagepool_2d_ceil_last_window_starts_on_pad",
+    "test_gridsample_bicubic",
+    "test_roialign_aligned_false",
+    "test_roialign_aligned_true",
+];
+
+/// Cases whose result's extents depend on values (a count, the iterations of a loop, the branch that is taken).
+const COUNTED: &[&str] = &[
+    "test_affine_grid_2d_align_corners_expanded",
+    "test_affine_grid_2d_expanded",
+    "test_affine_grid_3d_align_corners_expanded",
+    "test_affine_grid_3d_expanded",
+    "test_compress_",
+    "test_loop11",
+    "test_nonmaxsuppression_",
+    "test_nonzero_",
+    "test_range_float_type_positive_delta_expanded",
+    "test_range_int32_type_negative_delta_expanded",
+    "test_unique_",
+];
+
+/// Whether one of these parts is in the name of a case, `$` being its end.
+fn named<'a>(folder: &Path, mut parts: impl Iterator<Item = &'a str>) -> bool {
+    let name = format!("{}$", folder.file_name().unwrap_or_default().to_string_lossy());
+    parts.any(|part| name.contains(part))
+}
 
 /// Field `number` of a message, length-delimited.
 fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
@@ -60,8 +149,9 @@ fn fits(ty: &TensorType, want: &Tensor) -> bool {
 }
 
 /// Relative and absolute tolerance. The expected values were computed by numpy, some of them in the dtype itself.
-fn tolerance(dtype: DType) -> (f64, f64) {
+fn tolerance(dtype: DType, rounded: bool) -> (f64, f64) {
     match dtype {
+        DType::F32 if rounded => (1e-3, 1e-7),
         DType::F64 => (1e-7, 1e-7),
         DType::F32 => (1e-4, 1e-6),
         DType::F16 => (1e-3, 1e-3),
@@ -70,14 +160,14 @@ fn tolerance(dtype: DType) -> (f64, f64) {
     }
 }
 
-fn difference(got: &Tensor, want: &Tensor) -> Result<(), String> {
+fn difference(got: &Tensor, want: &Tensor, rounded: bool) -> Result<(), String> {
     if got.dtype() != want.dtype() || got.shape() != want.shape() {
         return Err(format!("{} instead of {}", TensorType::of(got), TensorType::of(want)));
     }
     if got.bytes() == want.bytes() {
         return Ok(());
     }
-    let (relative, absolute) = tolerance(want.dtype());
+    let (relative, absolute) = tolerance(want.dtype(), rounded);
     let numbers = |t: &Tensor| t.to_f64_vec().map_err(|e| e.to_string());
     let (got, want) = (numbers(got)?, numbers(want)?);
     let close = |a: f64, b: f64| a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= absolute + relative * b.abs();
@@ -85,6 +175,18 @@ fn difference(got: &Tensor, want: &Tensor) -> Result<(), String> {
         Some(at) => Err(format!("element {at} is {} instead of {}", got[at], want[at])),
         None => Ok(()),
     }
+}
+
+/// An error unless the inferred types of the graph's outputs can be those of these values.
+fn check_types(graph: &Graph, outputs: &[Tensor]) -> Result<(), String> {
+    for (&id, want) in graph.outputs.iter().zip(outputs) {
+        let name = graph.name_of(id);
+        let ty = graph.ty(id).ok_or_else(|| format!("no type is inferred for '{name}'"))?;
+        if !fits(ty, want) {
+            return Err(format!("'{name}' is inferred as {ty}, its value is {}", TensorType::of(want)));
+        }
+    }
+    Ok(())
 }
 
 /// The first operator, subgraphs included, that the table lacks.
@@ -95,7 +197,7 @@ fn unknown(graph: &Graph) -> Option<String> {
     })
 }
 
-/// The stage that a case reaches, how many of its outputs have a concrete inferred shape, and what stopped it there.
+/// The stage that a case reaches, and what stopped it there.
 fn run(folder: &Path) -> (Stage, Result<(), String>) {
     let mut stage = Stage::None;
     let result = stages(folder, &mut stage);
@@ -107,8 +209,8 @@ fn stages(folder: &Path, stage: &mut Stage) -> Result<(), String> {
     let declared = graph.inputs.clone();
     graph.canonicalise().map_err(|e| e.to_string())?;
     graph.verify().map_err(|e| e.to_string())?;
-    let (inputs, outputs) = (tensors(folder, "input")?, tensors(folder, "output")?);
     *stage = Stage::Read;
+    let (inputs, outputs) = (tensors(folder, "input")?, tensors(folder, "output")?);
     if let Some(op) = unknown(&graph) {
         return Err(format!("{op} is not in the table"));
     }
@@ -118,24 +220,32 @@ fn stages(folder: &Path, stage: &mut Stage) -> Result<(), String> {
             graph.set_ty(id, None);
         }
     }
-    graph.infer_types().map_err(|e| e.to_string())?;
-    for (&id, want) in graph.outputs.iter().zip(&outputs) {
-        let name = graph.name_of(id);
-        let ty = graph.ty(id).ok_or_else(|| format!("no type is inferred for '{name}'"))?;
-        if !fits(ty, want) {
-            return Err(format!("'{name}' is inferred as {ty}, its value is {}", TensorType::of(want)));
-        }
-    }
-    *stage = Stage::Inferred;
     let names = declared.iter().map(|&id| graph.name_of(id).to_owned());
     let feeds: BTreeMap<String, Tensor> = names.zip(inputs).collect();
+    let mut fixed = graph.clone();
+    graph.infer_types().map_err(|e| e.to_string())?;
+    check_types(&graph, &outputs)?;
+    // With the inputs' values at hand more is known.
+    for (name, value) in &feeds {
+        fixed.fix_input(name, value).map_err(|e| e.to_string())?;
+    }
+    fixed.fold_shapes().map_err(|e| format!("with constant inputs: {e}"))?;
+    check_types(&fixed, &outputs).map_err(|e| format!("with constant inputs: {e}"))?;
+    let exact = |(&id, want): (&ValueId, &Tensor)| fixed.ty(id) == Some(&TensorType::of(want));
+    let (exact, listed) = (fixed.outputs.iter().zip(&outputs).all(exact), named(folder, COUNTED.iter().copied()));
+    if exact == listed {
+        let what = if listed { "is inferred though listed as unknown" } else { "is not fully inferred" };
+        return Err(format!("the shape of an output {what} with constant inputs"));
+    }
+    *stage = Stage::Inferred;
+    let rounded = named(folder, ROUNDED.iter().copied());
     let got = graph.evaluate(&feeds).map_err(|e| e.to_string())?;
     if graph.outputs.len() != outputs.len() {
         return Err(format!("{} outputs are expected of {}", outputs.len(), graph.outputs.len()));
     }
     for (&id, want) in graph.outputs.iter().zip(&outputs) {
         let name = graph.name_of(id);
-        difference(&got[name], want).map_err(|e| format!("'{name}': {e}"))?;
+        difference(&got[name], want, rounded).map_err(|e| format!("'{name}': {e}"))?;
     }
     *stage = Stage::Evaluated;
     Ok(())
@@ -157,7 +267,7 @@ fn node_tests_of_onnx() {
         let name = case.file_name().unwrap_or_default().to_string_lossy();
         let (stage, result) = run(case);
         *reached.entry(stage).or_insert(0) += 1;
-        let listed = LEFT_OUT.iter().position(|(start, ..)| name.starts_with(start));
+        let listed = LEFT_OUT.iter().position(|(part, ..)| named(case, [*part].into_iter()));
         listed.into_iter().for_each(|i| used[i] = true);
         match (listed.map(|i| LEFT_OUT[i]), result) {
             (None, Ok(())) => {}
@@ -170,7 +280,7 @@ fn node_tests_of_onnx() {
         }
     }
     let unused = LEFT_OUT.iter().zip(&used).filter(|(_, used)| !**used);
-    failures.extend(unused.map(|((start, ..), _)| format!("'{start}' is listed and no case is called so")));
+    failures.extend(unused.map(|((part, ..), _)| format!("'{part}' is listed and no case is called so")));
     let at_least = |stage: Stage| reached.iter().filter(|(s, _)| **s >= stage).map(|(_, n)| n).sum::<usize>();
     println!(
         "{} cases: {} read, {} inferred, {} evaluated",

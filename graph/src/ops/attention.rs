@@ -1,15 +1,16 @@
-//! Attention over heads, rotary position embedding, and writing into a cache of keys and values.
+//! Attention over heads (as the specification of ONNX 1.23 corrects it), rotary position embedding, and writing into a
+//! cache of keys and values.
 
 use super::index::scatter;
 use super::support::{
     build, check_rank, extent, flag_attr, float_attr, int_attr, ints, known, product, reshaped, show, str_attr, unify,
 };
-use super::util::{Types, Values, check_same_shape, check_size, expand, float_ty, map_lanes, same_dtype};
+use super::util::{Types, Values, check_same_shape, check_size, expand, float_ty, fold_axes, map_lanes, same_dtype};
 use super::{EvalCx, InferCx, OpSpec, normalize_axis, op};
 use crate::types::{Dim, TensorType};
 use crate::{Array, ArrayData, Node, OpError, op_bail};
 use limbeck_tensor::DType;
-use ndarray::{ArrayD, IxDyn};
+use ndarray::{ArrayD, Dimension, IxDyn};
 
 pub(super) const OPS: &[OpSpec] = &[
     op("Attention", infer_attention, eval_attention),
@@ -101,6 +102,9 @@ fn infer_attention(cx: &InferCx) -> Types {
     if mask.is_some_and(|m| m.dtype != DType::Bool && m.dtype != q.dtype) {
         op_bail!("the mask must be bool or {}, it is {}", q.dtype, cx.ty(3)?);
     }
+    if cx.has(4) != cx.has(5) {
+        op_bail!("past_key and past_value must be given together");
+    }
     let mut past = [None, None];
     for (i, of) in [(4, k), (5, v)].into_iter().filter(|(i, _)| cx.has(*i)) {
         same_dtype(of, cx.ty(i)?)?;
@@ -164,12 +168,15 @@ fn bias(cx: &EvalCx, shape: &[usize], cached: usize) -> Result<ArrayD<f64>, OpEr
     };
     let causal = flag_attr(cx.node, "is_causal", false)?;
     let lens = cx.ints(6)?;
-    if lens.as_ref().is_some_and(|lens| lens.len() != shape[0]) {
-        op_bail!("nonpad_kv_seqlen must have {} entries", shape[0]);
+    if lens.as_ref().is_some_and(|lens| lens.len() != shape[0] || cx.opt(4).is_some()) {
+        op_bail!("nonpad_kv_seqlen must have {} entries and excludes past_key and past_value", shape[0]);
     }
     for (ix, v) in bias.indexed_iter_mut() {
-        let beyond = lens.as_ref().is_some_and(|lens| ix[3] as i64 >= lens[ix[0]]);
-        if beyond || (causal && ix[3] > cached + ix[2]) {
+        let len = lens.as_ref().map(|lens| lens[ix[0]]);
+        // The queries are the last of the tokens so far.
+        let before = len.map_or(cached as i64, |len| len.saturating_sub(shape[2] as i64));
+        let (query, key) = (before.saturating_add(ix[2] as i64), ix[3] as i64);
+        if len.is_some_and(|len| key >= len) || (causal && key > query) {
             *v = f64::NEG_INFINITY;
         }
     }
@@ -208,14 +215,18 @@ fn eval_attention(cx: &EvalCx) -> Values {
         Ok(scale * (0..size).map(pair).sum::<f64>())
     })?;
     let cached = past[0].as_ref().and_then(|p| p[2].known()).unwrap_or(0);
-    let masked = &product + &bias(cx, &shape, cached)?;
-    let capped = masked.mapv(|x| if cap > 0.0 { cap * (x / cap).tanh() } else { x });
-    let weights = map_lanes(&capped, &[3], |v| {
+    let capped = product.mapv(|x| if cap > 0.0 { cap * (x / cap).tanh() } else { x });
+    let bias = bias(cx, &shape, cached)?;
+    let masked = &capped + &bias;
+    let mut weights = map_lanes(&masked, &[3], |v| {
         let top = v.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         v.iter_mut().for_each(|x| *x = (*x - top).exp());
         let sum: f64 = v.iter().sum();
         v.iter_mut().for_each(|x| *x /= sum);
     })?;
+    // A query that may attend to no key at all attends to nothing.
+    let open = fold_axes(&bias, &[3], false, |v| Ok(v.iter().any(|b| *b != f64::NEG_INFINITY)))?;
+    weights.indexed_iter_mut().filter(|(ix, _)| !open[&ix.slice()[..3]]).for_each(|(_, w)| *w = 0.0);
     let y = build(&[batch, heads, steps, value], |ix| {
         let term = |j: usize| weights[&[ix[0], ix[1], ix[2], j][..]] * values[&[ix[0], ix[1] / group, j, ix[3]][..]];
         Ok((0..total).map(term).sum::<f64>())
@@ -229,8 +240,8 @@ fn eval_attention(cx: &EvalCx) -> Values {
     };
     let scores = match mode {
         0 => product,
-        1 => masked,
-        2 => capped,
+        1 => capped,
+        2 => masked,
         _ => weights,
     };
     Ok(vec![y, Array::float(k.dtype, keys), Array::float(v.dtype, values), Array::float(q.dtype, scores)])

@@ -96,18 +96,20 @@ fn eval_roi_align(cx: &EvalCx) -> Values {
     let y = build(&[count, channels, out[0], out[1]], |ix| {
         let (roi, channel) = (ix[0], ix[1]);
         let image = image_of(batch[&[roi][..]] as f64, n)?;
-        // For each axis the places of the samples in this bin.
+        // For each axis the places of the samples in this bin. How many there are and whether one lies outside is
+        // decided in f32, as engines do.
+        let f32_of = |v: f64| f64::from(v as f32);
         let samples = |d: usize| -> Result<Vec<f64>, OpError> {
             let corner = |i: usize| rois[&[roi, i][..]] * scale - half;
             let (start, end) = (corner(1 - d), corner(3 - d));
             let length = if half == 0.0 { (end - start).max(1.0) } else { end - start };
             let bin = length / out[d] as f64;
-            let samples = if ratio > 0 { ratio as f64 } else { bin.ceil() };
-            if !(samples <= MOST_SAMPLES) {
+            let samples = if ratio > 0 { ratio as f64 } else { f32_of(bin).ceil() };
+            if samples.is_nan() || samples > MOST_SAMPLES {
                 op_bail!("region {roi} of length {length} needs {samples} samples a bin");
             }
             let first = start + ix[2 + d] as f64 * bin;
-            Ok((0..samples.max(0.0) as usize).map(|i| first + (i as f64 + 0.5) * bin / samples).collect())
+            Ok((0..samples.max(0.0) as usize).map(|i| f32_of(first + (i as f64 + 0.5) * bin / samples)).collect())
         };
         let (rows, columns) = (samples(0)?, samples(1)?);
         check_size(&[rows.len(), columns.len()])?;

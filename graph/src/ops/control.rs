@@ -31,8 +31,11 @@ fn levels(graph: &Graph) -> usize {
     1 + graph.nodes().flat_map(|(_, n)| n.subgraphs()).map(levels).max().unwrap_or(0)
 }
 
-/// Types of a body's outputs (`None`: not a tensor, or of an unknown operator) from those of its inputs.
-fn body_types(cx: &InferCx, body: &Graph, inputs: Vec<Option<TensorType>>) -> Result<Vec<Option<TensorType>>, OpError> {
+/// Types of values; `None` where one is not a tensor or depends on an unknown operator.
+type Partial = Vec<Option<TensorType>>;
+
+/// Types of a body's outputs from those of its inputs.
+fn body_types(cx: &InferCx, body: &Graph, inputs: Partial) -> Result<Partial, OpError> {
     if inputs.len() != body.inputs.len() {
         op_bail!("graph '{}' has {} inputs, {} are given", body.name, body.inputs.len(), inputs.len());
     }
@@ -61,7 +64,7 @@ fn body_types(cx: &InferCx, body: &Graph, inputs: Vec<Option<TensorType>>) -> Re
 }
 
 /// The types up to the first that is not known.
-fn known_types(types: Vec<Option<TensorType>>) -> Vec<TensorType> {
+fn known_types(types: Partial) -> Vec<TensorType> {
     types.into_iter().map_while(|ty| ty).collect()
 }
 
@@ -109,11 +112,11 @@ fn eval_if(cx: &EvalCx) -> Values {
 }
 
 /// Types of carried values that hold for every iteration, and those of the body's other outputs. `run` gives the types
-/// of the body's outputs behind the first `skip` from those of the carried values.
+/// of both after an iteration from those of the carried values before it.
 fn settled(
-    mut carried: Vec<Option<TensorType>>,
-    run: impl Fn(&[Option<TensorType>]) -> Result<Vec<Option<TensorType>>, OpError>,
-) -> Result<(Vec<Option<TensorType>>, Vec<Option<TensorType>>), OpError> {
+    mut carried: Partial,
+    run: impl Fn(&[Option<TensorType>]) -> Result<Partial, OpError>,
+) -> Result<(Partial, Partial), OpError> {
     for turn in 0..5 {
         let mut next = run(&carried)?;
         if next.len() < carried.len() {

@@ -9,7 +9,7 @@ use limbeck_tensor::DType;
 use ndarray::{ArrayD, IxDyn};
 
 pub(super) const OPS: &[OpSpec] = &[
-    op("NegativeLogLikelihoodLoss", |cx| infer(cx), |cx| Ok(vec![loss(cx, cx.array(0)?.f()?)?])),
+    op("NegativeLogLikelihoodLoss", infer, |cx| Ok(vec![loss(cx, cx.array(0)?.f()?)?])),
     op("SoftmaxCrossEntropyLoss", infer_cross_entropy, eval_cross_entropy),
 ];
 

@@ -1,5 +1,8 @@
 //! The operators that Limbeck understands: for each its type inference and its reference evaluation, at
 //! opset [`crate::OPSET`]. One explicit table; a family of ops a file.
+//!
+//! The table is about tensors of numbers. Sequences, optionals, text and image files have no operators here: models
+//! that hold them are read, written and run by engines, and what depends on them has no inferred type.
 
 mod activation;
 mod arrange;

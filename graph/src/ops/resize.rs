@@ -110,21 +110,21 @@ struct Axis {
 type Taps = Option<Vec<(usize, f64)>>;
 
 impl Axis {
-    /// The place in the data that element `i` of the result is taken from.
-    fn position(&self, coordinates: &str, i: f64) -> Result<f64, OpError> {
-        let (from, to) = (self.from as f64, self.to as f64);
-        let half = (i + 0.5) / self.scale - 0.5;
+    /// The place in the data that element `i` of the result is taken from. `r` rounds every intermediate result.
+    fn position(&self, coordinates: &str, i: f64, r: fn(f64) -> f64) -> Result<f64, OpError> {
+        let (from, to, scale) = (self.from as f64, self.to as f64, r(self.scale));
+        let half = || r(r((i + 0.5) / scale) - 0.5);
         Ok(match coordinates {
-            "half_pixel" => half,
-            "half_pixel_symmetric" => from / 2.0 * (1.0 - to / (from * self.scale)) + half,
+            "half_pixel" => half(),
+            "half_pixel_symmetric" => r(from / 2.0 * r(1.0 - r(to / r(from * scale))) + half()),
             "pytorch_half_pixel" | "align_corners" if self.to == 1 => 0.0,
-            "pytorch_half_pixel" => half,
-            "align_corners" => i * (from - 1.0) / (to - 1.0),
-            "asymmetric" => i / self.scale,
+            "pytorch_half_pixel" => half(),
+            "align_corners" => r(i * (from - 1.0) / (to - 1.0)),
+            "asymmetric" => r(i / scale),
+            "tf_crop_and_resize" if self.to == 1 => r(r(0.5 * r(self.roi.0 + self.roi.1)) * (from - 1.0)),
             "tf_crop_and_resize" => {
                 let (start, end) = self.roi;
-                let part = if self.to == 1 { 0.5 * (end - start) } else { i * (end - start) / (to - 1.0) };
-                (start + part) * (from - 1.0)
+                r(r(start * (from - 1.0)) + r(i * r(r(end - start) * (from - 1.0)) / (to - 1.0)))
             }
             other => op_bail!("coordinate_transformation_mode '{other}' is unknown"),
         })
@@ -133,9 +133,11 @@ impl Axis {
     fn taps(&self, node: &Node) -> Result<Vec<Taps>, OpError> {
         let coordinates = str_attr(node, "coordinate_transformation_mode", "half_pixel")?;
         let mode = str_attr(node, "mode", "nearest")?;
+        // Which element is the nearest one is decided as engines do, in f32: 3.5 / 0.7 is 5 there.
+        let rounding = if mode == "nearest" { |v| f64::from(v as f32) } else { |v| v };
         let (last, crops) = (self.from as f64 - 1.0, coordinates == "tf_crop_and_resize");
         let each = (0..self.to).map(|i| {
-            let at = self.position(coordinates, i as f64)?;
+            let at = self.position(coordinates, i as f64, rounding)?;
             if crops && !(0.0..=last).contains(&at) {
                 return Ok(None);
             }

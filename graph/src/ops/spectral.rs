@@ -135,9 +135,9 @@ fn lanes(
         };
         let signal: Vec<Complex> = (0..x.shape()[axis]).map(&mut number).collect();
         for (k, value) in f(&signal).into_iter().enumerate() {
-            for p in 0..parts {
+            for (p, part) in value.into_iter().enumerate().take(parts) {
                 (at[axis], at[last]) = (k, p);
-                y[&at[..]] = value[p];
+                y[&at[..]] = part;
             }
         }
     }
