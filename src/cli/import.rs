@@ -28,7 +28,8 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, json: bool) -> Result<bool> {
     let mut graph = Graph::read(&args.model)?;
     let before = graph.node_count();
-    let mut options = ImportOptions { dims: tensors::parse_dims(&args.dims)?, unroll: args.unroll, ..ImportOptions::default() };
+    let mut options =
+        ImportOptions { dims: tensors::parse_dims(&args.dims)?, unroll: args.unroll, ..ImportOptions::default() };
     for fix in &args.fix {
         let (name, value) = fix.split_once('=').with_context(|| format!("--fix {fix}: write NAME=VALUE"))?;
         options.fixed.insert(name.to_owned(), fixed(&graph, name, value)?);
