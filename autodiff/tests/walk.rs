@@ -316,3 +316,45 @@ fn forms_without_composition_say_why() {
         assert!(error.contains(&op) && error.contains(reason), "{error}");
     }
 }
+
+/// `h <- w h + x` scanned over three steps, with `w` from outside: unrolled by the import, its gradient is that of
+/// `w³ h + w² x₀ + w x₁ + x₂`.
+#[test]
+fn gradients_go_through_an_unrolled_scan() {
+    use limbeck_graph::{Attr, Capture, ImportOptions, Meta};
+    let step = Cx::new("step", DType::F64);
+    let [w, h, x] = ["w", "h", "x"].map(|name| step.input(name, DType::F64, &[]));
+    step.output("next", w * h + x);
+    let w = w.id();
+    let mut body = step.finish().unwrap();
+    body.inputs.retain(|&input| input != w);
+    body.meta = Meta::default();
+    let outer = Cx::new("scanned", DType::F64);
+    let [v, h, x] = [("w", &[][..]), ("h", &[]), ("x", &[3])].map(|(name, shape)| outer.input(name, DType::F64, shape));
+    outer.output("kept", v + h + x);
+    body.captures.push(Capture { inner: w, outer: v.id() });
+    let (h, x) = (h.id(), x.id());
+    let mut graph = outer.finish().unwrap();
+    let last = graph.add_value("last", Some(limbeck_graph::TensorType::new(DType::F64, &[])));
+    let scan = Node::new("Scan", &[h, x], &[last]).with("num_scan_inputs", 1i64);
+    graph.add_node(scan.with("body", Attr::Graph(Box::new(body))));
+    graph.outputs = vec![last];
+    graph.import(&ImportOptions { unroll: 3, ..ImportOptions::default() }).unwrap();
+
+    let cx = Cx::new("gradient", DType::F64);
+    let wrt = [("w", &[][..]), ("h", &[]), ("x", &[3])].map(|(name, shape)| cx.input(name, DType::F64, shape));
+    let bind = ["w", "h", "x"].into_iter().zip(wrt).map(|(name, v)| (graph.find(name).unwrap(), v)).collect();
+    let map = cx.inline_with(&graph, &bind, &mut compose).unwrap();
+    let grads = cx.grad(map[&graph.find("last").unwrap()], &wrt).unwrap();
+    for (name, g) in ["gw", "gh", "gx"].into_iter().zip(grads) {
+        cx.output(name, g);
+    }
+    let feeds = [("w", vec![], vec![0.5]), ("h", vec![], vec![3.0]), ("x", vec![3], vec![1.0, -2.0, 4.0])];
+    let feeds =
+        feeds.map(|(name, shape, v): (&str, Vec<usize>, Vec<f64>)| (name.to_owned(), Tensor::new(shape, v).unwrap()));
+    let found = cx.finish().unwrap().evaluate(&feeds.into()).unwrap();
+    let found = |name: &str| found[name].to_f64_vec().unwrap();
+    assert_eq!(found("gw"), [3.0 * 0.25 * 3.0 + 2.0 * 0.5 - 2.0]);
+    assert_eq!(found("gh"), [0.125]);
+    assert_eq!(found("gx"), [0.25, 0.5, 1.0]);
+}

@@ -12,8 +12,8 @@ pub enum Without {
     Quantised,
     /// It works on sequences or optional values: differentiation refuses it.
     Container,
-    /// It runs other graphs: differentiation refuses it; fix its conditions and trip counts, so that an import
-    /// resolves it.
+    /// It runs other graphs: differentiation refuses it. [`limbeck_graph::Graph::import`] resolves an If whose condition
+    /// is settled, and unrolls a Scan or Loop of known length.
     ControlFlow,
     /// Its derivative is well defined, but not written: differentiation refuses it.
     NotYet,
@@ -34,7 +34,7 @@ impl Without {
             Quantised => "it computes with quantised integers; put DequantizeLinear before it",
             Container => "sequences and optional values carry no gradient; import resolves those it can",
             ControlFlow => {
-                "gradients do not enter its graphs; fix its conditions and trip counts, so that import resolves it"
+                "gradients do not enter its graphs; import with its condition settled (If) or unrolled (Scan, Loop)"
             }
             NotYet => {
                 "no rule is known; freeze what lies before it, stop the gradient there, or remove it from the path"

@@ -29,7 +29,7 @@ fn likelihood<'c>(op: &Composite<'_, 'c>, log_prob: Var<'c>) -> Result<Var<'c>, 
     let zero = cx.scalar_of(0.0, log_prob.dtype());
     let weight = op.opt(2).map_or_else(|| constant(log_prob, &[1], &[1.0]), |w| w.reshape(&by_class));
     // Impossible classes have the logarithm -inf, which no zero may multiply.
-    let loss = -hit.select(log_prob * weight, zero).sum(&[1]);
+    let loss = -(hit.select(log_prob, zero) * weight).sum(&[1]);
     match op.text("reduction", "mean") {
         "none" => Ok(loss),
         "sum" => Ok(loss.sum(&[])),

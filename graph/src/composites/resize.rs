@@ -16,6 +16,8 @@ struct Stretch {
     from: f64,
     to: f64,
     scale: f64,
+    /// Start and end of what is cropped, as shares of the axis.
+    part: Option<(f64, f64)>,
 }
 
 /// The resized data.
@@ -39,7 +41,12 @@ pub(super) fn resize<'c>(op: &Composite<'_, 'c>) -> Result<Vec<Var<'c>>, String>
         "not_smaller" => ratios.reduce(f64::max),
         other => return Err(format!("keep_aspect_ratio_policy '{other}' is unknown")),
     };
-    for (&axis, &number) in axes.iter().zip(given) {
+    let crop = op.text("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize";
+    let roi = if crop { op.numbers(1)?.ok_or("input 1 (roi) is missing")? } else { vec![] };
+    if crop && roi.len() != 2 * axes.len() {
+        return Err(format!("roi {roi:?} does not fit the axes {axes:?}"));
+    }
+    for (i, (&axis, &number)) in axes.iter().zip(given).enumerate() {
         let from = shape[axis] as f64;
         let (scale, to) = match (&scales, common) {
             (Some(_), _) => (number, (from * number).floor()),
@@ -49,8 +56,9 @@ pub(super) fn resize<'c>(op: &Composite<'_, 'c>) -> Result<Vec<Var<'c>>, String>
         if from < 1.0 || !(1.0..=LONGEST).contains(&to) || !scale.is_finite() {
             return Err(format!("axis {axis} of {from} elements cannot be resized by {number}"));
         }
-        if scale != 1.0 {
-            y = along(op, y, axis, Stretch { from, to, scale })?;
+        let part = crop.then(|| (roi[i], roi[axes.len() + i]));
+        if scale != 1.0 || part.is_some_and(|p| p != (0.0, 1.0)) {
+            y = along(op, y, axis, Stretch { from, to, scale, part })?;
         }
     }
     Ok(vec![y])
@@ -59,13 +67,23 @@ pub(super) fn resize<'c>(op: &Composite<'_, 'c>) -> Result<Vec<Var<'c>>, String>
 /// The data with one axis resized: the sum over the neighbours of gathers times weights.
 fn along<'c>(op: &Composite<'_, 'c>, x: Var<'c>, axis: usize, s: Stretch) -> Result<Var<'c>, String> {
     let source: Vec<f64> = (0..s.to as usize).map(|i| position(op, i as f64, s)).collect::<Result<_, _>>()?;
+    let inside = |p: &f64| (0.0..=s.from - 1.0).contains(p);
+    let outside = s.part.is_some() && !source.iter().all(inside);
+    let mut wide = vec![1; x.rank()];
+    wide[axis] = source.len();
+    // Cropping beyond the data gives a constant.
+    let cropped = |y: Var<'c>| {
+        let known: Vec<f64> = source.iter().map(|p| f64::from(inside(p))).collect();
+        let rest: Vec<f64> = known.iter().map(|k| (1.0 - k) * op.float("extrapolation_value", 0.0)).collect();
+        if outside { y * constant(x, &wide, &known) + constant(x, &wide, &rest) } else { y }
+    };
     let pick = |places: &mut dyn Iterator<Item = f64>| {
         let inside: Vec<i64> = places.map(|p| p.clamp(0.0, s.from - 1.0) as i64).collect();
         x.gather(x.cx().ints(&inside), axis as i64)
     };
     let antialias = op.int("antialias", 0) != 0;
     let cubic = match op.text("mode", "nearest") {
-        "nearest" => return Ok(pick(&mut source.into_iter().map(nearest(op)?))),
+        "nearest" => return Ok(cropped(pick(&mut source.iter().copied().map(nearest(op)?)))),
         "linear" => false,
         "cubic" => true,
         other => return Err(format!("mode '{other}' has no composition; nearest, linear and cubic have")),
@@ -91,13 +109,11 @@ fn along<'c>(op: &Composite<'_, 'c>, x: Var<'c>, axis: usize, s: Stretch) -> Res
         all.into_iter().map(|w| w / sum).collect::<Vec<f64>>()
     });
     let weights: Vec<Vec<f64>> = weights.collect();
-    let mut wide = vec![1; x.rank()];
-    wide[axis] = source.len();
     let terms = (0..taps).filter(|&t| weights.iter().any(|w| w[t] != 0.0)).map(|t| {
         let shares: Vec<f64> = weights.iter().map(|w| w[t]).collect();
         pick(&mut source.iter().map(|&p| first(p) + t as f64)) * constant(x, &wide, &shares)
     });
-    terms.reduce(|sum, term| sum + term).ok_or_else(|| "all weights are 0".into())
+    terms.reduce(|sum, term| sum + term).map(cropped).ok_or_else(|| "all weights are 0".into())
 }
 
 /// Weight of an element at this distance: a triangle, or cubic convolution with the coefficient `a` (R. Keys, 1981).
@@ -122,7 +138,7 @@ fn nearest(op: &Composite<'_, '_>) -> Result<fn(f64) -> f64, String> {
 }
 
 /// The place in the data that element `i` of the result is taken from.
-fn position(op: &Composite<'_, '_>, i: f64, Stretch { from, to, scale }: Stretch) -> Result<f64, String> {
+fn position(op: &Composite<'_, '_>, i: f64, Stretch { from, to, scale, part }: Stretch) -> Result<f64, String> {
     let half = (i + 0.5) / scale - 0.5;
     Ok(match op.text("coordinate_transformation_mode", "half_pixel") {
         "half_pixel" => half,
@@ -131,6 +147,11 @@ fn position(op: &Composite<'_, '_>, i: f64, Stretch { from, to, scale }: Stretch
         "pytorch_half_pixel" | "align_corners" if to == 1.0 => 0.0,
         "pytorch_half_pixel" => half,
         "align_corners" => i * (from - 1.0) / (to - 1.0),
+        "tf_crop_and_resize" => match part {
+            Some((start, end)) if to > 1.0 => (start + i * (end - start) / (to - 1.0)) * (from - 1.0),
+            Some((start, end)) => (start + end) / 2.0 * (from - 1.0),
+            None => return Err("the roi is missing".into()),
+        },
         other => return Err(format!("coordinate_transformation_mode '{other}' has no composition")),
     })
 }

@@ -508,9 +508,20 @@ def reverse_sequence(a, x, lengths):
 
 
 def resize(a, x, roi=None, scales=None, sizes=None):
-    """torch's interpolate: its `nearest-exact` takes the pixel whose area holds the place."""
+    """torch's interpolate (and, cropped, its grid_sample): its `nearest-exact` takes the pixel whose area holds the place."""
     sizes = [int(n * s) for n, s in zip(x.shape, scales.tolist())] if sizes is None else sizes.tolist()
     sizes = sizes[-(x.dim() - 2) :]
+    if a.get("keep_aspect_ratio_policy") == "not_larger":
+        ratio = min(to / have for to, have in zip(sizes, x.shape[2:]))
+        sizes = [int(have * ratio + 0.5) for have in x.shape[2:]]
+    if a.get("coordinate_transformation_mode") == "tf_crop_and_resize":
+        starts, ends = roi.chunk(2)
+        along = [s + (e - s) * torch.linspace(0, 1, n) for s, e, n in zip(starts[2:], ends[2:], sizes)]
+        y_at, x_at = torch.meshgrid(*along, indexing="ij")
+        known = (y_at >= 0) & (y_at <= 1) & (x_at >= 0) & (x_at <= 1)
+        places = (2 * torch.stack([x_at, y_at], -1) - 1).expand(x.shape[0], -1, -1, -1)
+        seen = F.grid_sample(x, places, padding_mode="border", align_corners=True)
+        return torch.where(known, seen, torch.tensor(a.get("extrapolation_value", 0.0)))
     if a.get("mode", "nearest") == "nearest":
         asymmetric = a.get("coordinate_transformation_mode") == "asymmetric"
         return F.interpolate(x, sizes, mode="nearest" if asymmetric else "nearest-exact")
