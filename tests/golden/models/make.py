@@ -33,11 +33,19 @@ import generator
 import nets
 
 HERE = pathlib.Path(__file__).parent
-IMAGE96 = {"x": [2, 3, 96, 96]}
-IMAGE32 = {"x": [2, 3, 32, 32]}
-TEXT = {"ids": [2, 12, 50], "mask": [2, 12, "mask"]}
-SPEECH = {"x": [2, 10, 32]}
-# name: module, exporter, mode, inputs (a list ending in a number of classes or "mask" is one of integers), loss, options
+# Inputs: what the numbers are ("floats", "mask" of padding, or classes below a number), and the shape.
+IMAGE96 = {"x": ("floats", [2, 3, 96, 96])}
+IMAGE32 = {"x": ("floats", [2, 3, 32, 32])}
+IMAGE20 = {"x": ("floats", [2, 3, 20, 20])}
+WORDS = {"ids": (50, [2, 9])}
+TEXT = {"ids": (50, [2, 12]), "mask": ("mask", [2, 12])}
+FRAMES = {"x": ("floats", [2, 16, 10])}
+SPEECH = {"x": ("floats", [2, 10, 32])}
+# Exporters: "torchscript" as one exports for training, "folding" as it is by default; "dynamo" as it is by default, "plain"
+# without its optimiser.
+# name: module, exporter, mode, inputs, loss, options:
+#   batch    the file has a named batch dimension      dropout   the file is one for training, with Dropout
+#   opset    of the file                               prepare   what makes the module that the file is one of
 CASES = {
     "mobilenet_v3": (nets.MobileNetV3, "torchscript", "train", IMAGE96, "cross_entropy", {}),
     "mobilenet_v2": (nets.MobileNetV2, "plain", "eval", IMAGE96, "cross_entropy", {}),
@@ -51,8 +59,20 @@ CASES = {
     "bert_dynamo": (nets.MaskedLanguage, "dynamo", "eval", TEXT, "cross_entropy", {"batch": True, "prepare": nets.folded_bert}),
     "vit": (nets.Vit, "dynamo", "train", IMAGE32, "cross_entropy", {"prepare": nets.folded_vit}),
     "vit_attention": (nets.Vit, "plain", "train", IMAGE32, "cross_entropy", {"opset": 23}),
-    "gru": (nets.GruSpotter, "torchscript", "train", {"x": [2, 16, 10]}, "cross_entropy", {"batch": True}),
-    "gru_dynamo": (nets.GruSpotter, "dynamo", "train", {"x": [2, 16, 10]}, "cross_entropy", {"prepare": nets.folded_gru}),
+    "gru": (nets.GruSpotter, "torchscript", "train", FRAMES, "cross_entropy", {"batch": True}),
+    "gru_dynamo": (nets.GruSpotter, "dynamo", "train", FRAMES, "cross_entropy", {"prepare": nets.folded_gru}),
+    "mobilenet_v2_script": (nets.MobileNetV2, "folding", "eval", IMAGE96, "cross_entropy", {"prepare": nets.fused}),
+    "bert_script": (nets.MaskedLanguage, "folding", "eval", TEXT, "cross_entropy", {"prepare": nets.untied_bert}),
+    "convnext_script": (nets.ConvNext, "folding", "train", IMAGE32, "cross_entropy", {}),
+    "shufflenet_dynamo": (nets.ShuffleNetV2, "dynamo", "eval", IMAGE96, "cross_entropy", {"batch": True, "prepare": nets.fused}),
+    "shufflenet_plain": (nets.ShuffleNetV2, "plain", "eval", IMAGE96, "cross_entropy", {"batch": True}),
+    "mobilenet_v3_plain": (nets.MobileNetV3, "plain", "train", IMAGE96, "cross_entropy", {}),
+    "unet_folded": (nets.UNet, "dynamo", "eval", IMAGE32, "squares", {"batch": True, "prepare": nets.fused}),
+    "mixed_dynamo": (nets.Mixed, "dynamo", "train", IMAGE20, "cross_entropy", {}),
+    "mixed_plain": (nets.Mixed, "plain", "train", IMAGE20, "cross_entropy", {"batch": True}),
+    "transformer": (nets.TransformerNet, "torchscript", "train", WORDS, "cross_entropy", {"batch": True}),
+    "transformer_plain": (nets.TransformerNet, "plain", "train", WORDS, "cross_entropy", {"batch": True}),
+    "gru_plain": (nets.GruSpotter, "plain", "train", FRAMES, "cross_entropy", {"batch": True}),
     "tcn": (nets.Tcn, "torchscript", "train", SPEECH, "cross_entropy", {}),
     "tcn_dynamo": (nets.Tcn, "plain", "train", SPEECH, "cross_entropy", {"batch": True}),
 }
@@ -91,17 +111,13 @@ def fill(module):
 
 def feeds_of(inputs):
     feeds = {}
-    for name, shape in inputs.items():
-        last = shape[-1]
-        if last == "mask":
+    for name, (kind, shape) in inputs.items():
+        if kind == "mask":
             # The second row is a third padding.
-            mask = np.ones(shape[:-1], dtype=np.int64)
-            mask[1, -(shape[1] // 3) :] = 0
-            feeds[name] = mask
-        elif name == "ids":
-            feeds[name] = generator.integers(name, shape[:-1], last)
+            feeds[name] = np.ones(shape, dtype=np.int64)
+            feeds[name][1, -(shape[1] // 3) :] = 0
         else:
-            feeds[name] = generator.floats(name, shape)
+            feeds[name] = generator.floats(name, shape) if kind == "floats" else generator.integers(name, shape, kind)
     return feeds
 
 
@@ -132,6 +148,10 @@ def export(module, exporter, mode, feeds, options, path):
             torch.onnx.export(
                 module, args, path, dynamo=False, do_constant_folding=False, training=training, dynamic_axes=dynamic, **names
             )
+        elif exporter == "folding":
+            module.eval()
+            dynamic = {name: {0: "batch"} for name in feeds}
+            torch.onnx.export(module, args, path, dynamo=False, dynamic_axes=dynamic, **names)
         else:
             module.train(mode == "train")
             batch = torch.export.Dim("batch", min=1, max=64)
@@ -159,7 +179,8 @@ def match(module, name, value, taken):
         return name, False
     own = {n: t.detach().numpy() for n, t in tensors(module).items() if n not in taken}
     # Batch normalisation that an exporter has fused is rounded in another way than here.
-    same = lambda a: a.shape == value.shape and np.allclose(a, value, rtol=1e-4, atol=1e-6)
+    close = lambda a: np.allclose(a.reshape(value.shape), value, rtol=1e-4, atol=1e-6)
+    same = lambda a: a.squeeze().shape == value.squeeze().shape and close(a)
     for transposed in (False, True):
         for candidate, array in own.items():
             if same(array.T if transposed and array.ndim == 2 else array):
@@ -175,12 +196,12 @@ def place_weights(model, module, data):
         value = numpy_helper.to_array(tensor)
         if value.dtype != np.float32:
             continue
-        # What an exporter made up is stored in the file: single numbers, a recurrent layer's initial state of zeros.
-        if value.size < 2 or not value.any():
+        name, transposed = match(module, tensor.name, value, seen)
+        # What an exporter made up is stored in the file: single numbers, a recurrent layer's initial state of zeros, the
+        # scale of a normalisation that has none, the factors of a Resize.
+        if name is None:
             others.append(tensor.name)
             continue
-        name, transposed = match(module, tensor.name, value, seen)
-        assert name, f"{tensor.name} {value.shape} is no parameter"
         seen.add(name)
         scale, shift = range_of(module, name)
         weights.append((name, transposed, {"name": tensor.name, "shape": list(value.shape), "scale": scale, "offset": shift}))
@@ -218,7 +239,7 @@ def gradients(module, mode, feeds, kind, weights):
     with torch.no_grad():
         for name, transposed, facts in weights:
             value = torch.from_numpy(generator.floats(facts["name"], facts["shape"], facts["scale"], facts["offset"]))
-            own[name].copy_(value.T if transposed else value)
+            own[name].copy_((value.T if transposed else value).reshape(own[name].shape))
     double = lambda v: torch.from_numpy(v.astype(np.float64) if v.dtype == np.float32 else v)
     y = module(*(double(v) for v in feeds.values()))
     loss = loss_of(kind, y)
@@ -253,7 +274,7 @@ def main(names):
         loss, output = gradients(module, mode, feeds, kind, weights)
         facts = {
             "mode": mode,
-            "inputs": [{"name": k, "shape": list(feeds[k].shape), "kind": kind_of(v)} for k, v in inputs.items()],
+            "inputs": [{"name": k, "kind": kind, "shape": shape} for k, (kind, shape) in inputs.items()],
             "loss": {"kind": kind, "value": loss},
             "output": output,
             "others": others,
@@ -262,11 +283,6 @@ def main(names):
         write_json(HERE / f"{name}.json", facts)
         ops = sorted({n.op_type for n in model.graph.node} | {f"function {f.name}" for f in model.functions})
         print(f"   {len(model.graph.node)} nodes, opset {[o.version for o in model.opset_import]}, loss {loss:.4f}: {' '.join(ops)}")
-
-
-def kind_of(shape):
-    """`floats`, `mask`, or the number of classes."""
-    return "mask" if shape[-1] == "mask" else shape[-1] if shape[-1] == 50 else "floats"
 
 
 if __name__ == "__main__":

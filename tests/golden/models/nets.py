@@ -301,9 +301,14 @@ class FoldedPositions(Embeddings):
         return self.taken
 
 
+def untied_bert(module):
+    module.decoder.weight = nn.Parameter(module.decoder.weight.detach().clone())
+    return module
+
+
 def folded_bert(module):
     """A MaskedLanguage after constant folding: the tie is gone, and so are the position embeddings not in use."""
-    module.decoder.weight = nn.Parameter(module.decoder.weight.detach().clone())
+    untied_bert(module)
     embeddings = module.bert.embeddings
     embeddings.__class__ = FoldedPositions
     embeddings.taken = nn.Parameter(embeddings.position_embeddings.weight[None, :12].detach().clone())
@@ -416,3 +421,51 @@ class Tcn(nn.Module):
 
     def forward(self, x):
         return self.head(self.layers(x)[:, :, -1])
+
+# Operators that exporters make of common idioms
+
+
+class Mixed(nn.Module):
+    def __init__(self, classes=5):
+        super().__init__()
+        self.first, self.prelu = nn.Conv2d(3, 8, 3, padding=1, padding_mode="reflect"), nn.PReLU(8)
+        self.instance = nn.InstanceNorm2d(8, affine=True)
+        self.second, self.third = nn.Conv2d(8, 16, 3, 2, 1), nn.Conv2d(4, 8, 3)
+        self.mix = nn.Parameter(torch.zeros(8, 8))
+        self.gate = nn.Linear(8, 8)
+        self.head = nn.Linear(24, classes)
+
+    def forward(self, x):
+        x = self.instance(self.prelu(self.first(x)))
+        x = F.pixel_shuffle(F.elu(self.second(x)), 2)
+        x = F.interpolate(self.third(x), scale_factor=0.5, mode="bilinear", align_corners=True)
+        x = F.mish(F.adaptive_avg_pool2d(F.avg_pool2d(x, 2), 2) + F.softplus(F.max_pool2d(x, 5, 4, ceil_mode=True)))
+        a, b = torch.split(x, [3, 5], dim=1)
+        x = torch.cat([b, torch.roll(a, 1, dims=2)], dim=1)
+        x = torch.einsum("bchw,cd->bdhw", x, self.mix).flatten(2)
+        scores = x.transpose(1, 2) @ x
+        scores = scores.masked_fill(torch.ones(scores.shape[-2:]).tril() == 0, float("-inf"))
+        x = x @ scores.softmax(-1)
+        x = x / x.norm(dim=1, keepdim=True).clamp(min=0.1) + torch.cumsum(x, dim=2)
+        h = x[:, :, -1] * torch.sigmoid(self.gate(x.amax(2)))
+        v = x.var(dim=2, unbiased=False).add(1e-3).sqrt().log()
+        return self.head(torch.cat([h, torch.where(v > 0, v, 0.5 * v), x.mean(2, keepdim=True).squeeze(2)], dim=1))
+
+
+class TransformerNet(nn.Module):
+    """torch's own layers."""
+
+    def __init__(self, words=50, width=16, classes=5):
+        super().__init__()
+        self.embed = nn.Embedding(words, width)
+        layer = lambda first: nn.TransformerEncoderLayer(width, 2, 32, 0.0, "gelu", batch_first=True, norm_first=first)
+        self.layers = nn.ModuleList([layer(True), layer(False)])
+        self.lstm = nn.LSTM(width, 8, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(16, classes)
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        for layer in self.layers:
+            x = layer(x)
+        h = self.lstm(x)[1][0]
+        return self.head(torch.cat([h[0], h[1]], dim=1))
