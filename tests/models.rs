@@ -38,7 +38,8 @@ fn check(name: &str) {
 fn check_real(name: &str) {
     let Some(folder) = std::env::var_os("LIMBECK_REAL_MODELS") else {
         // Written past the harness, which would keep it to itself.
-        writeln!(std::io::stderr(), "NOT TESTED: {name}: LIMBECK_REAL_MODELS names no folder of models").unwrap();
+        let mut stderr = std::io::stderr();
+        writeln!(stderr, "NOT TESTED: {name}: LIMBECK_REAL_MODELS names no folder of models").unwrap();
         return;
     };
     let golden = Golden::read(name);
