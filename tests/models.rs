@@ -16,7 +16,7 @@ use std::path::Path;
 const REFUSED: &[(&str, &str)] = &[
     ("unet", "is not fully known"),
     ("unet_dynamo", "is not fully known"),
-    ("unet_folded", "Resize"),
+    ("unet_folded", "is not fully known"),
     ("vit_attention", "Attention"),
     ("gru_plain", "is not fully known"),
     ("mixed_plain", "SplitToSequence"),

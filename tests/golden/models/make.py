@@ -45,6 +45,7 @@ SPEECH = {"x": ("floats", [2, 10, 32])}
 # without its optimiser.
 # name: module, exporter, mode, inputs, loss, options:
 #   batch    the file has a named batch dimension      dropout   the file is one for training, with Dropout
+#   trains   exported in eval mode, run in train mode, in which Resize is composed; the module has no more to tell them apart
 #   opset    of the file                               prepare   what makes the module that the file is one of
 CASES = {
     "mobilenet_v3": (nets.MobileNetV3, "torchscript", "train", IMAGE96, "cross_entropy", {}),
@@ -67,7 +68,7 @@ CASES = {
     "shufflenet_dynamo": (nets.ShuffleNetV2, "dynamo", "eval", IMAGE96, "cross_entropy", {"batch": True, "prepare": nets.fused}),
     "shufflenet_plain": (nets.ShuffleNetV2, "plain", "eval", IMAGE96, "cross_entropy", {"batch": True}),
     "mobilenet_v3_plain": (nets.MobileNetV3, "plain", "train", IMAGE96, "cross_entropy", {}),
-    "unet_folded": (nets.UNet, "dynamo", "eval", IMAGE32, "squares", {"batch": True, "prepare": nets.fused}),
+    "unet_folded": (nets.UNet, "dynamo", "eval", IMAGE32, "squares", {"batch": True, "prepare": nets.fused, "trains": True}),
     "mixed_dynamo": (nets.Mixed, "dynamo", "train", IMAGE20, "cross_entropy", {}),
     "mixed_plain": (nets.Mixed, "plain", "train", IMAGE20, "cross_entropy", {"batch": True}),
     "transformer": (nets.TransformerNet, "torchscript", "train", WORDS, "cross_entropy", {"batch": True}),
@@ -273,7 +274,7 @@ def main(names):
         onnx.save(model, HERE / f"{name}.onnx")
         loss, output = gradients(module, mode, feeds, kind, weights)
         facts = {
-            "mode": mode,
+            "mode": "train" if "trains" in options else mode,
             "inputs": [{"name": k, "kind": kind, "shape": shape} for k, (kind, shape) in inputs.items()],
             "loss": {"kind": kind, "value": loss},
             "output": output,
