@@ -32,7 +32,8 @@ impl Graph {
 
     /// Infers all types (as [`Graph::infer_types`] does) and on the way computes what shapes are made of: `Shape` and
     /// `Size` of known dims, and integer arithmetic on them and on other small constants. Results become literals, so
-    /// that what is reshaped to them (torch's `x.view(x.size(0), -1)`) has a concrete shape. Weights are left alone:
+    /// that what is reshaped to them (torch's `x.view(x.size(0), -1)`) has a concrete shape, and sequences that only pass
+    /// on the parts of a split become a `Split`. Weights are left alone:
     /// of floats only a few literals are computed with, such as the scales of a Resize. Graph
     /// outputs and all other nodes stay. Returns how many nodes were computed.
     ///
@@ -40,7 +41,14 @@ impl Graph {
     /// [`Graph::bind_dims`], which ends with this, or this alone when no dim has a name.
     pub fn fold_shapes(&mut self) -> Result<usize, GraphError> {
         self.require_canonical("fold_shapes")?;
-        let Folded { nodes, values, inferred } = fold_nodes(self, &SHAPES, true);
+        let Folded { mut nodes, mut values, mut inferred } = fold_nodes(self, &SHAPES, true);
+        // What is unpacked has types, from which more shapes may become known.
+        while inferred.is_ok() && self.unpack_sequences() > 0 {
+            let more = fold_nodes(self, &SHAPES, true);
+            nodes += more.nodes;
+            values.extend(more.values);
+            inferred = more.inferred;
+        }
         // Literals that only led to a shape are of no use any more.
         let read: HashSet<ValueId> = self.nodes().flat_map(|(_, n)| n.reads()).chain(self.outputs.clone()).collect();
         self.initializers.retain(|id, init| !init.literal || !values.contains(id) || read.contains(id));

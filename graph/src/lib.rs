@@ -18,6 +18,7 @@ mod lower;
 mod node;
 mod onnx;
 pub mod ops;
+mod sequence;
 mod types;
 mod verify;
 

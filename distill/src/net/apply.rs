@@ -3,7 +3,7 @@
 use super::{Net, ParamSet};
 use crate::DistillError;
 use limbeck_autodiff::{batch_norm, compose, dropout, momentum};
-use limbeck_graph::{Attr, Cx, Dim, Graph, Node, ValueId, Var};
+use limbeck_graph::{Attr, Cx, Dim, Graph, Node, TensorType, ValueId, Var};
 use limbeck_tensor::DType;
 use std::borrow::Cow;
 use std::collections::hash_map::Entry;
@@ -157,23 +157,41 @@ impl Net {
         Ok(Outputs { values, outputs, statistics })
     }
 
-    /// The graph; where it computes with its own shapes, with the named dims that the inputs settle.
+    /// The graph; where shapes are not all known, with those of the inputs, the named dims that they settle, and what is
+    /// computed of shapes folded.
     fn with_shapes_of(&self, inputs: &[Var<'_>]) -> Result<Cow<'_, Graph>, DistillError> {
         let graph = &self.graph;
-        if !graph.nodes().any(|(_, n)| n.is("", "Shape") || n.is("", "Size")) {
+        let known = |v: ValueId| graph.ty(v).is_some_and(|t| t.concrete().is_some());
+        if graph.nodes().all(|(_, n)| n.outputs.iter().flatten().all(|&o| known(o))) {
             return Ok(Cow::Borrowed(graph));
         }
-        let mut dims: BTreeMap<String, usize> = BTreeMap::new();
+        let mut dims: BTreeMap<&str, Option<usize>> = BTreeMap::new();
         for (&input, var) in graph.inputs.iter().zip(inputs) {
             let declared = graph.ty(input).and_then(|t| t.dims.as_ref());
             for (dim, extent) in declared.into_iter().flatten().zip(var.shape()) {
                 if let Dim::Named(name) = dim {
-                    dims.insert(name.to_string(), extent);
+                    // One name for several extents names none of them: some exporters call every open dim `?`.
+                    let known = dims.entry(name).or_insert(Some(extent));
+                    *known = known.filter(|n| *n == extent);
                 }
             }
         }
         let mut bound = graph.clone();
-        bound.bind_dims(&dims.iter().map(|(n, e)| (n.as_str(), *e)).collect::<Vec<_>>())?;
+        let settled: Vec<(&str, usize)> = dims.iter().filter_map(|(name, n)| Some((*name, (*n)?))).collect();
+        bound.bind_dims(&settled)?;
+        let mut open = false;
+        for (&input, var) in graph.inputs.iter().zip(inputs) {
+            let shape: Vec<Dim> = var.shape().into_iter().map(Dim::Known).collect();
+            let Some(ty) = bound.ty(input).filter(|t| t.concrete().is_none()) else { continue };
+            if ty.dims.as_ref().is_none_or(|dims| dims.len() == shape.len()) {
+                let ty = TensorType::with_dims(ty.dtype, shape);
+                bound.set_ty(input, Some(ty));
+                open = true;
+            }
+        }
+        if open {
+            bound.fold_shapes()?;
+        }
         Ok(Cow::Owned(bound))
     }
 
