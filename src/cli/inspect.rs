@@ -1,10 +1,10 @@
 //! `limbeck inspect`: what a model is made of.
 
-use super::output;
+use super::{output, tensors};
 use anyhow::Result;
-use limbeck_distill::Net;
+use limbeck_distill::{Net, Role, Trainability};
 use limbeck_graph::{Graph, ops};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -12,13 +12,17 @@ use std::path::PathBuf;
 pub(super) struct Args {
     /// ONNX model.
     model: PathBuf,
-    /// Tell parameters, buffers and constants apart, and name ops without gradient.
+    /// Tell whether and how the model can be trained: parameters, buffers and constants, what the exporter made of them,
+    /// where gradients end, and what to do about it.
     #[arg(long)]
     training: bool,
+    /// Values of named dims for --training, NAME=N; repeatable.
+    #[arg(long = "dim", requires = "training")]
+    dims: Vec<String>,
 }
 
 pub(super) fn run(args: &Args, json: bool) -> Result<bool> {
-    let graph = Graph::read(&args.model)?;
+    let mut graph = Graph::read(&args.model)?;
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
     for (_, node) in graph.nodes() {
         *counts.entry(node.full_op()).or_default() += 1;
@@ -46,22 +50,37 @@ pub(super) fn run(args: &Args, json: bool) -> Result<bool> {
         "ops_only_carried": unknown,
     });
     if args.training {
-        let net = Net::from_graph(graph)?;
-        let no_gradient: Vec<String> = net
-            .graph()
-            .nodes()
-            .filter(|(_, n)| !limbeck_autodiff::has_gradient(n))
-            .map(|(id, n)| format!("{} ({})", net.graph().label(id), n.full_op()))
-            .collect();
-        facts["training"] = json!({
-            "parameters": net.parameter_count(),
-            "parameter_tensors": net.parameters(),
-            "buffers": net.buffers(),
-            "nodes_without_gradient": no_gradient,
-        });
+        graph.canonicalise()?;
+        let dims = tensors::parse_dims(&args.dims)?;
+        if !dims.is_empty() {
+            graph.bind_dims(&dims.iter().map(|(name, extent)| (name.as_str(), *extent)).collect::<Vec<_>>())?;
+        }
+        let report = Net::from_graph(graph)?.report();
+        facts["training"] = if json { serde_json::to_value(&report)? } else { readable(&report) };
     }
     output::print(&facts, json);
     Ok(true)
+}
+
+/// The report in lines: tensors by their role, then each remark.
+fn readable(report: &Trainability) -> Value {
+    let of = |role: Role| -> Vec<String> {
+        let stored = report.stored.iter().filter(|s| s.role == role);
+        stored.map(|s| format!("{} {:?}: {}", s.name, s.shape, s.why)).collect()
+    };
+    let remarks = report.remarks.iter().map(|r| {
+        let severity = format!("{:?}", r.severity).to_lowercase();
+        let remedy = if r.remedy.is_empty() { String::new() } else { format!(". Remedy: {}", r.remedy) };
+        format!("{severity}: {}: {}{remedy}", r.names.join(", "), r.message)
+    });
+    json!({
+        "verdict": report.verdict.to_string(),
+        "trained_numbers": report.numbers,
+        "parameters": of(Role::Parameter),
+        "buffers": of(Role::Buffer),
+        "constants": of(Role::Constant),
+        "remarks": remarks.collect::<Vec<_>>(),
+    })
 }
 
 fn known(op: &str) -> bool {
