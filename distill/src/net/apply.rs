@@ -157,10 +157,12 @@ impl Net {
         Ok(Outputs { values, outputs, statistics })
     }
 
-    /// The graph; where it computes with its own shapes, with the named dims that the inputs settle.
+    /// The graph; where shapes are not all known, or may be computed from integers (a file declares what comes out, the
+    /// builder infers it anew), with the named dims that the inputs settle and what is computed of shapes folded.
     fn with_shapes_of(&self, inputs: &[Var<'_>]) -> Result<Cow<'_, Graph>, DistillError> {
         let graph = &self.graph;
-        if !graph.nodes().any(|(_, n)| n.is("", "Shape") || n.is("", "Size")) {
+        let known = |v: ValueId| graph.ty(v).is_some_and(|t| t.dtype.is_float() && t.concrete().is_some());
+        if graph.nodes().all(|(_, n)| n.outputs.iter().flatten().all(|&o| known(o))) {
             return Ok(Cow::Borrowed(graph));
         }
         let mut dims: BTreeMap<String, usize> = BTreeMap::new();

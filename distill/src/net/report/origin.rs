@@ -26,7 +26,11 @@ mod tests {
 
     #[test]
     fn modules_are_read_from_paths() {
-        let named = |name: &str| Node { name: name.into(), ..Node::new("MatMul", &[], &[]) };
+        let named = |name: &str| {
+            let mut node = Node::new("MatMul", &[], &[]);
+            node.name = name.into();
+            node
+        };
         assert_eq!(module(&named("/layer/linear1/MatMul")).as_deref(), Some("layer.linear1"));
         assert_eq!(module(&named("/Add")), None);
         assert_eq!(module(&named("node_linear")), None);

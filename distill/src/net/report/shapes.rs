@@ -48,7 +48,7 @@ fn unresolved(facts: &Facts<'_>, to: &mut Vec<Remark>) {
     let foreign = |n: &Node| !["", "ai.limbeck"].contains(&n.domain_or_default());
     if !facts.graph.meta.functions.is_empty() {
         let calls = facts.nodes(foreign);
-        let remedy = "inline the functions (onnx.inliner.inline_local_functions)";
+        let remedy = "run `limbeck import` first, which inlines them";
         remark(to, blocker, finding, calls, "calls of model-local functions are not inlined", remedy);
     }
 }

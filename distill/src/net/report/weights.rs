@@ -59,10 +59,11 @@ fn renamed(facts: &Facts<'_>, to: &mut Vec<Remark>) {
         let name = facts.graph.name_of(id);
         let made_up = is_made_up(name);
         let Some(meeting) = facts.meetings(id).first() else { continue };
-        if facts.graph.is_literal(id) || !(made_up || (paths && !name.contains('.'))) {
+        let node = facts.graph.node(meeting.node);
+        let sticks_out = paths && !name.contains('.') && is_weight_place(node, meeting.place);
+        if facts.graph.is_literal(id) || !(made_up || sticks_out) {
             continue;
         }
-        let node = facts.graph.node(meeting.node);
         let parametrised = origin::classes(node).is_some_and(|c| c.contains("parametrize"));
         // dynamo keeps the name of the operation whose result it computed.
         let (names, details) = if parametrised || !made_up { &mut computed } else { &mut kept };
@@ -77,8 +78,9 @@ fn renamed(facts: &Facts<'_>, to: &mut Vec<Remark>) {
     let remedy = format!("to get them back by name, {FAITHFUL}");
     remark(to, Severity::Note, Finding::Renamed, kept.0, message, remedy);
     let message = format!(
-        "stored under names unlike those of the other weights: results of expressions of parameters (weight \
-         normalisation, say) that were computed at export; they train as plain weights, the expression is gone: {}",
+        "weights under names unlike those of the others: most likely results of expressions of parameters (weight \
+         normalisation, say) that were computed at export, if they are not parameters of the outermost module; they \
+         train as plain weights: {}",
         list(&computed.1)
     );
     remark(to, Severity::Warning, Finding::FoldedExpression, computed.0, message, FAITHFUL);
@@ -90,7 +92,10 @@ fn described(facts: &Facts<'_>, name: &str, meeting: &Meeting) -> String {
     let shape = facts.graph.find(name).and_then(|id| facts.graph.initializer(id)).map(|t| t.shape().to_vec());
     let kind = match node.op.as_str() {
         "MatMul" => ", a linear layer's weight, transposed",
-        op if RECURRENT.contains(&op) => ", its gates in ONNX's order, both biases in one tensor",
+        op if RECURRENT.contains(&op) && meeting.place == 3 => {
+            ", both biases one after the other, in ONNX's gate order"
+        }
+        op if RECURRENT.contains(&op) => ", gates in ONNX's order",
         _ => "",
     };
     let module = origin::module(node).map_or(String::new(), |m| format!(", module '{m}'"));
