@@ -3,12 +3,12 @@
 #![allow(missing_docs)]
 
 use limbeck::distill::optim::Sgd;
-use limbeck::distill::{Finding, GradOptions, Group, Net, Role, Severity, Step, Verdict, build_step, form_for};
+use limbeck::distill::{Finding, GradOptions, Group, Net, Remark, Role, Severity, Step, Verdict, build_step, form_for};
 use limbeck::graph::Graph;
 use limbeck::runtime::{CompileOptions, StateRole, engines};
 use limbeck::tensor::{DType, Tensor};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -95,6 +95,53 @@ const CASES: &[Case] = &[
         ],
         remarks: &[(Note, Renamed, &["onnx::MatMul_170", "onnx::MatMul_209", "onnx::MatMul_210", "onnx::MatMul_211"])],
         same: Same::Both,
+    },
+    Case {
+        file: "fresh.dynamo",
+        lost: &["norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias"],
+        made: &[],
+        remarks: &[
+            (Warning, FoldedNormalisation, &["node_Conv_36", "node_Conv_39"]),
+            (Note, Separated, &["after.weight", "after.bias"]),
+        ],
+        same: Same::Neither,
+    },
+    Case { file: "fresh.dynamo_raw", lost: &[], made: &[], remarks: &[(Note, Normalisation, NORMS)], same: Same::Both },
+    Case {
+        file: "fresh.script",
+        lost: &[],
+        made: &[],
+        remarks: &[
+            (Note, Normalisation, NORMS),
+            (
+                Note,
+                Separated,
+                &[
+                    "after.bias",
+                    "after.weight",
+                    "before.bias",
+                    "before.weight",
+                    "norm2.running_var",
+                    "norm2.running_mean",
+                    "norm2.bias",
+                    "norm2.weight",
+                    "norm1.running_var",
+                    "norm1.running_mean",
+                ],
+            ),
+        ],
+        same: Same::Both,
+    },
+    Case {
+        file: "fresh.script_fold",
+        lost: &["stem.weight", "norm1.weight", "norm1.bias", "conv.weight", "norm2.weight", "norm2.bias"],
+        made: &[("onnx::Conv_31", 72), ("onnx::Conv_32", 4), ("onnx::Conv_34", 144), ("onnx::Conv_35", 4)],
+        remarks: &[
+            (Warning, FoldedNormalisation, &["/stem/Conv", "/conv/Conv"]),
+            (Note, Renamed, &["onnx::Conv_31", "onnx::Conv_34", "onnx::Conv_35", "onnx::Conv_32"]),
+            (Note, Separated, &["onnx::Conv_35", "onnx::Conv_32", "after.bias", "after.weight"]),
+        ],
+        same: Same::Neither,
     },
     Case {
         file: "group.dynamo",
@@ -273,12 +320,18 @@ fn the_report_tells_parameters_and_what_the_exporter_did_to_them() {
         assert_eq!(report.numbers, expected.values().sum::<usize>(), "{file}");
         // Where normalisation is left, so are its statistics.
         let is_statistic = |name: &&String| name.contains("running") && !case.lost.contains(&"norm1.weight");
-        let buffers: Vec<&String> = reference["buffers"].as_object().unwrap().keys().filter(is_statistic).collect();
-        assert_eq!(of(Role::Buffer).map(|s| &s.name).collect::<Vec<_>>(), buffers, "{file}");
+        let buffers: BTreeSet<&String> =
+            reference["buffers"].as_object().unwrap().keys().filter(is_statistic).collect();
+        assert_eq!(of(Role::Buffer).map(|s| &s.name).collect::<BTreeSet<_>>(), buffers, "{file}");
 
-        let remarks: Vec<_> = report.remarks.iter().map(|r| (r.severity, r.finding)).collect();
-        assert_eq!(remarks, case.remarks.iter().map(|r| (r.0, r.1)).collect::<Vec<_>>(), "{file}: {report:#?}");
-        for (remark, (severity, _, names)) in report.remarks.iter().zip(case.remarks) {
+        // Dropout is in the file that was exported for training alone, and missed in all others.
+        let trains = file.ends_with("_train");
+        let missed = |r: &&Remark| r.finding == Dropout && r.message.contains("no Dropout");
+        assert_eq!(report.remarks.iter().filter(missed).count(), usize::from(!trains), "{file}");
+        let remarks: Vec<&Remark> = report.remarks.iter().filter(|r| !missed(r)).collect();
+        let found: Vec<_> = remarks.iter().map(|r| (r.severity, r.finding)).collect();
+        assert_eq!(found, case.remarks.iter().map(|r| (r.0, r.1)).collect::<Vec<_>>(), "{file}: {report:#?}");
+        for (remark, (severity, _, names)) in remarks.into_iter().zip(case.remarks) {
             assert_eq!(remark.names.len(), names.len(), "{file}: {remark:?}");
             assert!(remark.names.iter().zip(*names).all(|(name, part)| name.contains(part)), "{file}: {remark:?}");
             assert!(*severity == Note || !remark.remedy.is_empty(), "{file}: {remark:?}");
@@ -297,7 +350,9 @@ fn a_file_that_was_read_and_written_is_the_same_to_training() {
         let net = net(case.file);
         let again = Net::from_graph(Graph::from_bytes(net.graph().to_bytes().unwrap(), None).unwrap()).unwrap();
         assert_eq!(again.stored(), net.stored(), "{}", case.file);
-        assert_eq!(again.report(), net.report(), "{}", case.file);
+        let mut report = net.report();
+        report.remarks.retain(|r| r.finding != Separated);
+        assert_eq!(again.report(), report, "{}", case.file);
     }
 }
 
@@ -380,7 +435,8 @@ fn the_command_prints_the_report() {
     assert_eq!(training["remarks"][0]["names"], serde_json::json!(["val_2", "out.weight"]));
     assert_eq!(training["stored"][0]["role"], "parameter");
     let text = inspect("cnn.script_fold", &[]);
-    for part in ["verdict: trainable with remarks", "warning: ", "BatchNormalization is folded", "Remedy: ", "'stem'"] {
+    for part in ["training: trainable with remarks", "warning: ", "BatchNormalization is folded", "remedy: ", "'stem'"]
+    {
         assert!(text.contains(part), "{part}: {text}");
     }
 }

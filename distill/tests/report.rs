@@ -42,6 +42,8 @@ fn literals_are_weights_where_they_are_applied_as_weights() {
         // A convolution and a linear layer, each with its bias as an Add.
         let image = cx.input("image", DType::F32, &[2, 3, 6, 6]);
         let conv = cx.op("Conv", &[image, l("conv", &[4, 3, 3, 3])], &[]) + l("conv bias", &[1, 4, 1, 1]);
+        let behind = cx.op("Conv", &[image, l("shaped", &[36, 3]).reshape(&[4, 3, 3, 3])], &[]);
+        let conv = conv + (behind + l("shaped bias", &[4]).reshape(&[1, 4, 1, 1]));
         cx.output("conv out", conv + l("row", &[4]));
         let x = cx.input("x", DType::F32, &[2, 5, 6]);
         let h = x.matmul(l("linear", &[6, 8])) + l("linear bias", &[8]);
@@ -54,7 +56,7 @@ fn literals_are_weights_where_they_are_applied_as_weights() {
         let scores = h.matmul(h.transpose(&[0, 2, 1])) + l("mask", &[5]);
         cx.output("y", scores.softmax(-1).matmul(h) * l("factors", &[8]));
     });
-    let weights = ["conv", "conv bias", "linear", "linear bias", "scale", "shift", "second"];
+    let weights = ["conv", "conv bias", "shaped", "shaped bias", "linear", "linear bias", "scale", "shift", "second"];
     let constants = ["row", "positions", "mask", "factors"];
     let again = Net::from_graph(Graph::from_bytes(net.graph().to_bytes().unwrap(), None).unwrap()).unwrap();
     for net in [&net, &again] {

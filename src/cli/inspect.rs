@@ -2,9 +2,9 @@
 
 use super::{output, tensors};
 use anyhow::Result;
-use limbeck_distill::{Net, Role, Trainability};
+use limbeck_distill::{Net, Role, Stored, Trainability};
 use limbeck_graph::{Graph, ops};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -56,31 +56,35 @@ pub(super) fn run(args: &Args, json: bool) -> Result<bool> {
             graph.bind_dims(&dims.iter().map(|(name, extent)| (name.as_str(), *extent)).collect::<Vec<_>>())?;
         }
         let report = Net::from_graph(graph)?.report();
-        facts["training"] = if json { serde_json::to_value(&report)? } else { readable(&report) };
+        if !json {
+            output::print(&facts, json);
+            say(&report);
+            return Ok(true);
+        }
+        facts["training"] = serde_json::to_value(&report)?;
     }
     output::print(&facts, json);
     Ok(true)
 }
 
-/// The report in lines: tensors by their role, then each remark.
-fn readable(report: &Trainability) -> Value {
-    let of = |role: Role| -> Vec<String> {
-        let stored = report.stored.iter().filter(|s| s.role == role);
-        stored.map(|s| format!("{} {:?}: {}", s.name, s.shape, s.why)).collect()
-    };
-    let remarks = report.remarks.iter().map(|r| {
-        let severity = format!("{:?}", r.severity).to_lowercase();
-        let remedy = if r.remedy.is_empty() { String::new() } else { format!(". Remedy: {}", r.remedy) };
-        format!("{severity}: {}: {}{remedy}", r.names.join(", "), r.message)
-    });
-    json!({
-        "verdict": report.verdict.to_string(),
-        "trained_numbers": report.numbers,
-        "parameters": of(Role::Parameter),
-        "buffers": of(Role::Buffer),
-        "constants": of(Role::Constant),
-        "remarks": remarks.collect::<Vec<_>>(),
-    })
+/// Prints the report: the verdict, each remark with its remedy, then the tensors by their role.
+fn say(report: &Trainability) {
+    output::say(format_args!("training: {}", report.verdict));
+    for r in &report.remarks {
+        output::say(format_args!("  {}: {}", format!("{:?}", r.severity).to_lowercase(), r.names.join(", ")));
+        output::say(format_args!("    {}", r.message));
+        if !r.remedy.is_empty() {
+            output::say(format_args!("    remedy: {}", r.remedy));
+        }
+    }
+    for (role, title) in [(Role::Parameter, "parameters"), (Role::Buffer, "buffers"), (Role::Constant, "constants")] {
+        let of: Vec<&Stored> = report.stored.iter().filter(|s| s.role == role).collect();
+        let numbers: usize = of.iter().map(|s| s.shape.iter().product::<usize>()).sum();
+        output::say(format_args!("  {title}: {} tensors, {numbers} numbers", of.len()));
+        for s in of.into_iter().filter(|s| !s.shape.is_empty()) {
+            output::say(format_args!("    {} {:?}: {}", s.name, s.shape, s.why));
+        }
+    }
 }
 
 fn known(op: &str) -> bool {

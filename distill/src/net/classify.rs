@@ -1,7 +1,7 @@
 //! What each stored float constant is to training (parameter, buffer or constant), and why: by its place in the graph,
 //! by whether the file stores it as a weight or as a literal, and by what it holds.
 
-use super::literals;
+use super::literals::{self, Arrival};
 use limbeck_graph::{Graph, Node, NodeId, ValueId};
 use limbeck_tensor::Tensor;
 use serde::Serialize;
@@ -99,11 +99,13 @@ pub(super) fn classify(graph: &Graph) -> Vec<Stored> {
 }
 
 fn role(graph: &Graph, uses: &Uses, id: ValueId, tensor: &Tensor) -> (Role, String) {
-    let at = |places: Places| place(graph, uses, id, places);
+    let arrivals = literals::arrivals(graph, uses, id);
+    let at = |places: Places| place(graph, &arrivals, places);
     let all = |number: f64| values_within(tensor, &[number]);
     let unnamed = graph.is_literal(id) || is_made_up(graph.name_of(id));
     let constant = |why: &str| (Role::Constant, why.to_owned());
-    if let Some(node) = at(STATISTICS) {
+    // Running statistics move under the name that the operator reads.
+    if let Some(node) = at(STATISTICS).filter(|n| graph.node(*n).inputs.contains(&Some(id))) {
         return (Role::Buffer, format!("running statistics of {}", described(graph, node)));
     }
     if let Some(node) = at(SETTINGS) {
@@ -122,7 +124,7 @@ fn role(graph: &Graph, uses: &Uses, id: ValueId, tensor: &Tensor) -> (Role, Stri
         return (Role::Parameter, format!("weight of {}", described(graph, node)));
     }
     if graph.is_literal(id) {
-        return match literals::weight(graph, uses, id) {
+        return match literals::weight(graph, &arrivals) {
             Some(why) => (Role::Parameter, why),
             None => constant("a literal of the graph's own arithmetic (a Constant node), in no place of a weight"),
         };
@@ -140,14 +142,22 @@ fn role(graph: &Graph, uses: &Uses, id: ValueId, tensor: &Tensor) -> (Role, Stri
 }
 
 /// A node that reads the value in one of these places.
-fn place(graph: &Graph, uses: &Uses, id: ValueId, places: Places) -> Option<NodeId> {
-    let stands = |node: &Node, at: usize| places.iter().any(|(op, of)| node.is("", op) && of.contains(&at));
-    uses.get(&id)?.iter().find(|(node, at)| stands(graph.node(*node), *at)).map(|(node, _)| *node)
+fn place(graph: &Graph, arrivals: &[Arrival], places: Places) -> Option<NodeId> {
+    arrivals.iter().find(|a| stands(graph.node(a.node), a.at, places)).map(|a| a.node)
+}
+
+fn stands(node: &Node, at: usize, places: Places) -> bool {
+    places.iter().any(|(op, of)| node.is("", op) && of.contains(&at))
 }
 
 /// Whether a node's operand is where weights stand.
 pub(super) fn is_weight_place(node: &Node, at: usize) -> bool {
-    WEIGHTS.iter().any(|(op, of)| node.is("", op) && of.contains(&at))
+    stands(node, at, WEIGHTS)
+}
+
+/// Whether a node's operand is a running statistic.
+pub(super) fn is_statistic(node: &Node, at: usize) -> bool {
+    stands(node, at, STATISTICS)
 }
 
 /// `Conv '/stem/Conv'`.

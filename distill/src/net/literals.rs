@@ -1,5 +1,5 @@
-//! Weights that a file keeps as literals (Constant nodes) and that separate nodes apply: biases added to what a layer
-//! computes, scales and shifts of normalisations spelled out in primitives.
+//! Where constants arrive, rearranged or not; and weights that a file keeps as literals (Constant nodes) and that separate
+//! nodes apply: biases added to what a layer computes, scales and shifts of normalisations spelled out in primitives.
 //!
 //! A literal is one of these when it is a vector along the layer's channels and nothing else: tables of positions,
 //! masks and numbers of the arithmetic are not.
@@ -24,15 +24,50 @@ const NORMALISING: &[&str] = &[
 /// Operators that leave values as they are.
 const CARRYING: &[&str] = &["Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Cast", "Flatten"];
 
+/// Operators that give a part of a value, or several copies.
+const PARTING: &[&str] = &["Slice", "Split", "Expand"];
+
 /// How many nodes a value is followed back.
 const DEPTH: usize = 4;
 
-/// Why the literal `id` is a weight after all.
-pub(super) fn weight(graph: &Graph, uses: &Uses, id: ValueId) -> Option<String> {
-    let applied = |(reader, at): &(NodeId, usize)| {
-        let node = graph.node(*reader);
+/// A reader of a constant, or of what rearranging it alone gives.
+pub(super) struct Arrival {
+    /// The reader.
+    pub(super) node: NodeId,
+    /// Its operand.
+    pub(super) at: usize,
+    /// The value that it reads.
+    pub(super) value: ValueId,
+}
+
+/// Most readers that are looked at.
+const READERS: usize = 256;
+
+/// Where the constant `id` is read, also behind nodes that only rearrange it and other constants.
+pub(super) fn arrivals(graph: &Graph, uses: &Uses, id: ValueId) -> Vec<Arrival> {
+    let (mut found, mut next) = (vec![], vec![id]);
+    while let Some(value) = next.pop() {
+        for &(node, at) in uses.get(&value).into_iter().flatten() {
+            found.push(Arrival { node, at, value });
+            let reader = graph.node(node);
+            let op = reader.op.as_str();
+            let rearranges = reader.domain_or_default().is_empty()
+                && (op == "Concat" || at == 0 && (CARRYING.contains(&op) || PARTING.contains(&op)));
+            let alone = || reader.inputs.iter().flatten().all(|&i| is_constant(graph, i, DEPTH));
+            if rearranges && found.len() < READERS && alone() {
+                next.extend(reader.outputs.iter().flatten());
+            }
+        }
+    }
+    found
+}
+
+/// Why a literal is a weight after all.
+pub(super) fn weight(graph: &Graph, arrivals: &[Arrival]) -> Option<String> {
+    let applied = |&Arrival { node, at, value: id }: &Arrival| {
+        let node = graph.node(node);
         let binary = node.domain_or_default().is_empty() && node.inputs.len() == 2;
-        let other = node.input(1 - at.min(&1)).filter(|_| binary)?;
+        let other = node.input(1 - at.min(1)).filter(|_| binary)?;
         match node.op.as_str() {
             "Add" => added(graph, id, other),
             "Mul" if is_vector(graph, id) && is_normalised(graph, other, DEPTH) => {
@@ -41,7 +76,7 @@ pub(super) fn weight(graph: &Graph, uses: &Uses, id: ValueId) -> Option<String> 
             _ => None,
         }
     };
-    uses.get(&id)?.iter().find_map(applied)
+    arrivals.iter().find_map(applied)
 }
 
 /// A literal that is added: a layer's bias, or the shift behind a normalisation's scale.
@@ -89,7 +124,7 @@ fn channels(graph: &Graph, node: &Node) -> Option<(usize, usize)> {
 
 /// Whether a constant has this extent along the channels and 1 elsewhere.
 fn is_along(graph: &Graph, id: ValueId, (extent, behind): (usize, usize)) -> bool {
-    let shape = graph.initializer(id).map(|t| t.shape().to_vec()).unwrap_or_default();
+    let shape = graph.ty(id).and_then(|t| t.concrete()).unwrap_or_default();
     let mut from_end = shape.iter().rev();
     shape.len() > behind
         && from_end.by_ref().take(behind).all(|&n| n == 1)
@@ -99,7 +134,8 @@ fn is_along(graph: &Graph, id: ValueId, (extent, behind): (usize, usize)) -> boo
 
 /// More than one number, along one axis.
 fn is_vector(graph: &Graph, id: ValueId) -> bool {
-    graph.initializer(id).is_some_and(|t| t.len() > 1 && t.shape().iter().filter(|&&n| n != 1).count() == 1)
+    let shape = graph.ty(id).and_then(|t| t.concrete()).unwrap_or_default();
+    !shape.contains(&0) && shape.iter().filter(|&&n| n > 1).count() == 1
 }
 
 /// Whether a value is stored, or computed from what is stored alone.

@@ -5,7 +5,9 @@
 mod apply;
 mod classify;
 mod literals;
+mod origin;
 mod report;
+mod separate;
 
 pub use apply::{Mode, Noise, Outputs, Statistic, Training};
 pub use classify::{Role, Stored};
@@ -15,6 +17,7 @@ use crate::DistillError;
 use classify::classify;
 use limbeck_graph::{Cx, Graph, Var};
 use limbeck_tensor::{DType, Tensor, TensorMap};
+use separate::separate;
 use std::collections::BTreeMap;
 
 /// A network: inference graph at the builder's opset, with its float initializers classified.
@@ -22,6 +25,8 @@ use std::collections::BTreeMap;
 pub struct Net {
     graph: Graph,
     stored: Vec<Stored>,
+    /// Weights that the file stores once for several, see [`separate`].
+    separated: Vec<String>,
     parameters: Vec<String>,
     buffers: Vec<String>,
     training_only: bool,
@@ -63,12 +68,14 @@ impl Net {
     /// parameters, but for what only sets an operator up (scales of quantisation, for instance), first states of zero,
     /// masks and tables of sines; so are literals (Constant nodes) where an operator has its weights, where they are added
     /// to a layer's result along its channels, or scale and shift a normalised value. The running statistics of
-    /// BatchNormalization are buffers; all others stay constants. [`Net::stored`] lists all with what decided,
+    /// BatchNormalization are buffers; all others stay constants. Ones and zeros that an exporter stored once for several
+    /// layers become each layer's own. [`Net::stored`] lists all with what decided,
     /// [`Net::with_constants`] and [`Net::with_parameters`] decide otherwise.
     pub fn from_graph(mut graph: Graph) -> Result<Net, DistillError> {
         graph.canonicalise()?;
-        let mut net =
-            Net { stored: classify(&graph), graph, parameters: vec![], buffers: vec![], training_only: false };
+        let separated = separate(&mut graph);
+        let stored = classify(&graph);
+        let mut net = Net { graph, stored, separated, parameters: vec![], buffers: vec![], training_only: false };
         net.list();
         Ok(net)
     }

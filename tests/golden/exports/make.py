@@ -99,6 +99,25 @@ class Encoder(nn.Module):
         return self.head(self.layer(x))
 
 
+class Fresh(nn.Module):
+    """Normalisations as they are initialised: all ones and zeros, which exporters store once."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(2, 4, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(4)
+        self.conv = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(4)
+        self.before = nn.LayerNorm(4)
+        self.after = nn.LayerNorm(4)
+        self.head = nn.Linear(4, 4)
+
+    def forward(self, x):
+        h = torch.relu(self.norm1(self.stem(x)))
+        h = torch.relu(self.norm2(self.conv(h)))
+        return self.after(self.head(self.before(h.mean((2, 3)))))
+
+
 class WeightNorm(nn.Module):
     """A layer whose weight is an expression of parameters."""
 
@@ -118,6 +137,7 @@ NETS = {
     "lstm": (Lstm, lambda: torch.randn(3, 4, 4)),
     "group": (Group, lambda: torch.randn(3, 2, 5, 5)),
     "encoder": (Encoder, lambda: torch.randn(3, 4, 8)),
+    "fresh": (Fresh, lambda: torch.randn(3, 2, 5, 5)),
     "weight_norm": (WeightNorm, lambda: torch.randn(3, 5)),
 }
 
@@ -198,7 +218,7 @@ def main():
     for name, (make, data) in NETS.items():
         torch.manual_seed(7)
         net, x = make(), data()
-        for module in net.modules():
+        for module in net.modules() if make is not Fresh else []:
             if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)):
                 for tensor in (module.weight, module.bias):
                     nn.init.uniform_(tensor, 0.5, 1.5)

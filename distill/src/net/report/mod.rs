@@ -2,7 +2,6 @@
 //! each with names and a remedy.
 
 mod flow;
-mod origin;
 mod shapes;
 mod ties;
 mod weights;
@@ -37,6 +36,8 @@ pub enum Finding {
     FoldedNormalisation,
     /// An expression of parameters (weight normalisation, say) that was computed at export.
     FoldedExpression,
+    /// Weights that the file stores once for several layers, and that are told apart again.
+    Separated,
     /// A weight that was transposed, rearranged or renamed at export.
     Renamed,
     /// A weight that is computed from parameters in every run.

@@ -23,14 +23,24 @@ const SEQUENCES: &[&str] = &[
 pub(super) fn remarks(facts: &Facts<'_>, to: &mut Vec<Remark>) {
     unresolved(facts, to);
     dims(facts, to);
-    let dropout = facts.nodes(|n| n.is("", "Dropout"));
-    let message = "Dropout: in training it drops by noise that each run is fed, whatever mode the file says";
-    remark(to, Severity::Note, Finding::Dropout, dropout, message, "");
+    dropout(facts, to);
     let message = "BatchNormalization: trained with the statistics of the batch, which move the running ones, whatever \
                    mode the file says";
     let remedy = "freeze scale and bias to keep the running statistics";
     let norms = facts.nodes(|n| n.is("", "BatchNormalization"));
     remark(to, Severity::Note, Finding::Normalisation, norms, message, remedy);
+}
+
+fn dropout(facts: &Facts<'_>, to: &mut Vec<Remark>) {
+    let nodes = facts.nodes(|n| n.is("", "Dropout"));
+    if nodes.is_empty() && facts.graph.meta.producer == "pytorch" {
+        let message = "the file has no Dropout; torch's exporters leave it out of models in inference mode, and training \
+                       goes without it";
+        let remedy = "if the model has Dropout and needs it, export with training=TrainingMode.TRAINING (TorchScript)";
+        remark(to, Severity::Note, Finding::Dropout, vec![facts.graph.name.clone()], message, remedy);
+    }
+    let message = "Dropout: in training it drops by noise that each run is fed, whatever mode the file says";
+    remark(to, Severity::Note, Finding::Dropout, nodes, message, "");
 }
 
 fn unresolved(facts: &Facts<'_>, to: &mut Vec<Remark>) {

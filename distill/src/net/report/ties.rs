@@ -13,6 +13,9 @@ const LEAST: usize = 4;
 const AXES: usize = 4;
 
 pub(super) fn remarks(facts: &Facts<'_>, to: &mut Vec<Remark>) {
+    let message = "the file stores one tensor of equal numbers for several layers (a fresh model's ones and zeros); here \
+                   each layer has its own again, so that training does not tie them";
+    remark(to, Severity::Note, Finding::Separated, facts.net.separated.clone(), message, "");
     shared(facts, to);
     copied(facts, to);
 }

@@ -2,7 +2,8 @@
 //! quantised; and tables of which the file does not say whether they are learned.
 
 use super::super::classify::{is_made_up, is_weight_place};
-use super::{Facts, Finding, Meeting, Remark, Severity, origin, remark};
+use super::super::origin;
+use super::{Facts, Finding, Meeting, Remark, Severity, remark};
 use limbeck_graph::{NodeId, ValueId};
 
 /// How torch exports without changing the weights.
@@ -31,8 +32,7 @@ fn folded_normalisation(facts: &Facts<'_>, to: &mut Vec<Remark>) {
     let graph = facts.graph;
     let folded = |id: &NodeId| {
         let node = graph.node(*id);
-        let (Some(weight), Some(bias)) = (node.input(1), node.input(2)) else { return false };
-        let [weight, bias] = [weight, bias].map(|v| graph.name_of(v));
+        let [weight, bias] = [1, 2].map(|i| node.input(i).map_or("", |v| graph.name_of(v)));
         // TorchScript makes up names for nothing else of a convolution, dynamo names the new bias after the weight.
         let by_name = node.op.starts_with("Conv") && weight.starts_with("onnx::Conv_") && is_made_up(weight);
         let by_bias = bias.strip_suffix("_bias") == Some(weight);
