@@ -3,7 +3,7 @@
 //! Trained like that, scales of different layers would be one weight, and running statistics would be scales.
 
 use super::classify::{is_statistic, is_weight_place};
-use super::origin::module;
+use super::origin::noted_module;
 use limbeck_graph::{Graph, Node, NodeId, ValueId};
 use limbeck_tensor::Tensor;
 use std::collections::BTreeMap;
@@ -47,7 +47,7 @@ fn owner(graph: &Graph, node: &Node, at: usize, value: ValueId) -> Option<(Strin
     let own = graph.name_of(value).rsplit_once('.').map(|(_, leaf)| leaf);
     let normalising = node.op.ends_with("Normalization");
     let leaf = if normalising { NORMALISATION.get(at.checked_sub(1)?).copied() } else { own };
-    Some((module(node)?, leaf?.to_owned()))
+    Some((noted_module(node)?, leaf?.to_owned()))
 }
 
 fn read_by_several_modules(graph: &mut Graph) -> Vec<String> {

@@ -1,4 +1,4 @@
-"""Small nets as torch's exporters write them, for tests/exports.rs.
+"""Small nets as torch's exporters write them, for tests/exports.
 
 Writes NET.EXPORTER.onnx for every net and exporter below, and exports.json: for each net its inputs, a target, torch's
 parameters and buffers by name and shape, and the loss (mean squared error, float64) before and after one step of SGD with
@@ -69,6 +69,8 @@ class Linear3d(nn.Module):
 
 
 class Lstm(nn.Module):
+    """A recurrent layer, whose gates and biases ONNX keeps otherwise."""
+
     def __init__(self):
         super().__init__()
         self.lstm = nn.LSTM(4, 3, batch_first=True)
@@ -79,6 +81,8 @@ class Lstm(nn.Module):
 
 
 class Group(nn.Module):
+    """GroupNorm, which ONNX had no operator for."""
+
     def __init__(self):
         super().__init__()
         self.conv = nn.Conv2d(2, 4, 3, padding=1)
@@ -90,6 +94,8 @@ class Group(nn.Module):
 
 
 class Encoder(nn.Module):
+    """A layer of a transformer."""
+
     def __init__(self):
         super().__init__()
         self.layer = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.1, activation="gelu", batch_first=True)
@@ -118,6 +124,18 @@ class Fresh(nn.Module):
         return self.after(self.head(self.before(h.mean((2, 3)))))
 
 
+class Twice(nn.Module):
+    """One normalisation, as it is initialised, used twice: a tie of the model."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(4)
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.norm(self.linear(self.norm(x)))
+
+
 class WeightNorm(nn.Module):
     """A layer whose weight is an expression of parameters."""
 
@@ -138,6 +156,7 @@ NETS = {
     "group": (Group, lambda: torch.randn(3, 2, 5, 5)),
     "encoder": (Encoder, lambda: torch.randn(3, 4, 8)),
     "fresh": (Fresh, lambda: torch.randn(3, 2, 5, 5)),
+    "twice": (Twice, lambda: torch.randn(3, 4)),
     "weight_norm": (WeightNorm, lambda: torch.randn(3, 5)),
 }
 
@@ -218,7 +237,7 @@ def main():
     for name, (make, data) in NETS.items():
         torch.manual_seed(7)
         net, x = make(), data()
-        for module in net.modules() if make is not Fresh else []:
+        for module in net.modules() if make not in (Fresh, Twice) else []:
             if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)):
                 for tensor in (module.weight, module.bias):
                     nn.init.uniform_(tensor, 0.5, 1.5)
