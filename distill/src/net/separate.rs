@@ -43,7 +43,9 @@ fn behind_identities(graph: &mut Graph) -> Vec<String> {
 }
 
 /// The name that an operand has in the model: its module, and what the module calls it.
-fn owner(graph: &Graph, node: &Node, at: usize, value: ValueId) -> Option<(String, String)> {
+type Owner = (String, String);
+
+fn owner(graph: &Graph, node: &Node, at: usize, value: ValueId) -> Option<Owner> {
     let own = graph.name_of(value).rsplit_once('.').map(|(_, leaf)| leaf);
     let normalising = node.op.ends_with("Normalization");
     let leaf = if normalising { NORMALISATION.get(at.checked_sub(1)?).copied() } else { own };
@@ -51,7 +53,7 @@ fn owner(graph: &Graph, node: &Node, at: usize, value: ValueId) -> Option<(Strin
 }
 
 fn read_by_several_modules(graph: &mut Graph) -> Vec<String> {
-    let mut shared: BTreeMap<ValueId, Vec<(NodeId, usize, (String, String))>> = BTreeMap::new();
+    let mut shared: BTreeMap<ValueId, Vec<(NodeId, usize, Owner)>> = BTreeMap::new();
     for (id, node) in graph.nodes() {
         for (at, value) in node.inputs.iter().enumerate() {
             let Some(value) = value.filter(|_| is_weight_place(node, at) || is_statistic(node, at)) else { continue };
@@ -65,7 +67,7 @@ fn read_by_several_modules(graph: &mut Graph) -> Vec<String> {
         let Some(tensor) = uniform(graph, value) else { continue };
         let named = graph.name_of(value).rsplit_once('.').map(|(module, leaf)| (module.to_owned(), leaf.to_owned()));
         let keeper = named.filter(|n| uses.iter().any(|u| u.2 == *n)).unwrap_or_else(|| uses[0].2.clone());
-        let mut own: BTreeMap<(String, String), ValueId> = BTreeMap::from([(keeper, value)]);
+        let mut own: BTreeMap<Owner, ValueId> = BTreeMap::from([(keeper, value)]);
         for (node, at, owner) in uses {
             let name = format!("{}.{}", owner.0, owner.1);
             let id = *own.entry(owner).or_insert_with(|| {
