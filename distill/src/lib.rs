@@ -13,7 +13,10 @@ mod step;
 mod trainer;
 
 pub use error::DistillError;
-pub use net::{Mode, Net, Noise, Outputs, ParamSet, Statistic, Training};
+pub use net::{
+    Finding, Mode, Net, Noise, Outputs, ParamSet, Remark, Role, Severity, Statistic, Stored, Trainability, Training,
+    Verdict,
+};
 pub use step::{GradOptions, Group, Step, StepBuilder, build_step, form_for};
 pub use trainer::{
     AfterEpoch, Augment, Fit, History, Hooks, Report, Schedule, Trainer, Validate, accuracy, argmax, concat_rows,

@@ -58,8 +58,9 @@ impl Graph {
 
     /// Makes the stored constant `id` a literal.
     pub(crate) fn mark_literal(&mut self, id: ValueId) {
-        if let Some(init) = self.initializers.get_mut(&id) {
-            init.literal = true;
+        if let Some(init) = self.initializers.get_mut(&id).filter(|init| !init.literal) {
+            // The encoded form says that it is none.
+            *init = Initializer { literal: true, ..Initializer::new(init.tensor.clone()) };
         }
     }
 
@@ -107,8 +108,8 @@ impl Graph {
     /// folding of literals or another pass of this crate made up. False for what a file stores as an initializer and
     /// for what [`Graph::add_initializer`], [`Graph::set_initializer`] or [`crate::Cx::initializer`] stored.
     ///
-    /// Clones, inlined copies and lowered graphs keep the distinction. ONNX files do not: there every stored
-    /// constant is an initializer.
+    /// Clones, inlined copies, lowered graphs and files written by [`Graph::write`] keep the distinction: in a file the
+    /// literal's TensorProto has the metadata key `ai.limbeck.literal`, which other programs pass over.
     pub fn is_literal(&self, id: ValueId) -> bool {
         match self.initializers.get(&id) {
             Some(init) => init.literal,
@@ -152,7 +153,9 @@ mod tests {
         let cx = Cx::new("outer", DType::F32);
         let x = cx.input("x", DType::F32, &[2]);
         cx.inline(&g, &HashMap::from([(g.inputs[0], x)])).unwrap();
-        for g in [&g, &g.clone(), &lowered, &cx.graph()] {
+        let read = Graph::from_bytes(g.to_bytes().unwrap(), None).unwrap();
+        let twice = Graph::from_bytes(read.to_bytes().unwrap(), None).unwrap();
+        for g in [&g, &g.clone(), &lowered, &cx.graph(), &read, &twice] {
             assert!(literal(g, "3") && !literal(g, "weight") && !literal(g, "x"));
         }
         g.set_initializer(renamed, Tensor::new([2], vec![4f32; 2]).unwrap());

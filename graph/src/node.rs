@@ -144,6 +144,11 @@ impl Node {
         }
     }
 
+    /// A `metadata_props` entry of the node as it was read: exporters note there which module a node comes from.
+    pub fn metadata(&self, key: &str) -> Option<String> {
+        crate::onnx::node_metadata(&self.rest).into_iter().find(|(k, _)| k == key).map(|(_, value)| value)
+    }
+
     /// The tensor of a Constant node, in whichever of its forms.
     pub fn constant_value(&self) -> Option<Tensor> {
         if let Some(t) = self.tensor("value") {

@@ -157,11 +157,11 @@ impl Net {
         Ok(Outputs { values, outputs, statistics })
     }
 
-    /// The graph; where shapes are not all known, with those of the inputs, the named dims that they settle, and what is
-    /// computed of shapes folded.
+    /// The graph; where shapes are not all known, or may be computed from integers (a file declares what comes out, the
+    /// builder infers it anew), with the named dims that the inputs settle and what is computed of shapes folded.
     fn with_shapes_of(&self, inputs: &[Var<'_>]) -> Result<Cow<'_, Graph>, DistillError> {
         let graph = &self.graph;
-        let known = |v: ValueId| graph.ty(v).is_some_and(|t| t.concrete().is_some());
+        let known = |v: ValueId| graph.ty(v).is_some_and(|t| t.dtype.is_float() && t.concrete().is_some());
         if graph.nodes().all(|(_, n)| n.outputs.iter().flatten().all(|&o| known(o))) {
             return Ok(Cow::Borrowed(graph));
         }

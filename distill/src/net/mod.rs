@@ -3,44 +3,30 @@
 //! net, critic, average, two views.
 
 mod apply;
+mod classify;
+mod literals;
+mod origin;
+mod report;
+mod separate;
 
 pub use apply::{Mode, Noise, Outputs, Statistic, Training};
+pub use classify::{Role, Stored};
+pub use report::{Finding, Remark, Severity, Trainability, Verdict};
 
 use crate::DistillError;
-use limbeck_graph::{Cx, Graph, Node, ValueId, Var};
+use classify::classify;
+use limbeck_graph::{Cx, Graph, Var};
 use limbeck_tensor::{DType, Tensor, TensorMap};
-use std::collections::{BTreeMap, BTreeSet};
-
-/// Operands that are weights wherever they are stored.
-const WEIGHTS: &[(&str, &[usize])] = &[
-    ("Conv", &[1, 2]),
-    ("ConvTranspose", &[1, 2]),
-    ("Gemm", &[1, 2]),
-    ("MatMul", &[0, 1]),
-    ("PRelu", &[1]),
-    ("BatchNormalization", &[1, 2]),
-    ("InstanceNormalization", &[1, 2]),
-    ("GroupNormalization", &[1, 2]),
-    ("LayerNormalization", &[1, 2]),
-    ("RMSNormalization", &[1]),
-    ("LSTM", &[1, 2, 3, 7]),
-    ("GRU", &[1, 2, 3]),
-    ("RNN", &[1, 2, 3]),
-];
-
-/// Operands that set an operator up: what is stored for them stays constant, floats too.
-const SETTINGS: &[(&str, &[usize])] = &[
-    ("QuantizeLinear", &[1, 2]),
-    ("DequantizeLinear", &[1, 2]),
-    ("Dropout", &[1]),
-    ("OneHot", &[2]),
-    ("Resize", &[1, 2]),
-];
+use separate::separate;
+use std::collections::BTreeMap;
 
 /// A network: inference graph at the builder's opset, with its float initializers classified.
 #[derive(Debug, Clone)]
 pub struct Net {
     graph: Graph,
+    stored: Vec<Stored>,
+    /// Weights that the file stores once for several, see [`separate`].
+    separated: Vec<String>,
     parameters: Vec<String>,
     buffers: Vec<String>,
     training_only: bool,
@@ -79,35 +65,19 @@ impl<'c> ParamSet<'c> {
 
 impl Net {
     /// A net over a graph, which is brought to the builder's opset. Float initializers of rank 1 or more are
-    /// parameters, but for what only sets an operator up (scales of quantisation, for instance); the running statistics
-    /// of BatchNormalization are buffers; all others stay constants. [`Net::parameters`] lists what was found, and
-    /// [`Net::with_constants`] takes back.
+    /// parameters, but for what only sets an operator up (scales of quantisation, for instance), first states of zero,
+    /// masks and tables of sines; so are literals (Constant nodes) where an operator has its weights, where they are added
+    /// to a layer's result along its channels, or scale and shift a normalised value. The running statistics of
+    /// BatchNormalization are buffers; all others stay constants. Ones and zeros that an exporter stored once for several
+    /// layers become each layer's own. [`Net::stored`] lists all with what decided,
+    /// [`Net::with_constants`] and [`Net::with_parameters`] decide otherwise.
     pub fn from_graph(mut graph: Graph) -> Result<Net, DistillError> {
         graph.canonicalise()?;
-        let buffer_ids: BTreeSet<ValueId> = graph
-            .nodes()
-            .filter(|(_, n)| n.is("", "BatchNormalization"))
-            .flat_map(|(_, n)| [n.input(3), n.input(4)])
-            .flatten()
-            .collect();
-        let (settings, weights) = (operands(&graph, SETTINGS), operands(&graph, WEIGHTS));
-        // Scalars are no weights, nor are literals of the graph's own arithmetic; but some exporters write every weight as
-        // a literal, which its place tells.
-        let is_parameter = |id: ValueId, tensor: &Tensor| {
-            let float = tensor.dtype().is_float() && !tensor.shape().is_empty();
-            float && !settings.contains(&id) && (!graph.is_literal(id) || weights.contains(&id))
-        };
-        let mut parameters = vec![];
-        let mut buffers = vec![];
-        for (id, tensor) in graph.initializers() {
-            let name = graph.name_of(id).to_owned();
-            if buffer_ids.contains(&id) {
-                buffers.push(name);
-            } else if is_parameter(id, tensor) {
-                parameters.push(name);
-            }
-        }
-        Ok(Net { graph, parameters, buffers, training_only: false })
+        let separated = separate(&mut graph);
+        let stored = classify(&graph);
+        let mut net = Net { graph, stored, separated, parameters: vec![], buffers: vec![], training_only: false };
+        net.list();
+        Ok(net)
     }
 
     /// Builds a net with the builder: `f` declares inputs, initializers and outputs.
@@ -129,14 +99,36 @@ impl Net {
     }
 
     /// Treats these parameters as constants.
-    pub fn with_constants(mut self, names: &[&str]) -> Result<Net, DistillError> {
+    pub fn with_constants(self, names: &[&str]) -> Result<Net, DistillError> {
+        self.decide(names, Role::Parameter, Role::Constant, "is not a parameter of the net")
+    }
+
+    /// Treats these constants as parameters.
+    pub fn with_parameters(self, names: &[&str]) -> Result<Net, DistillError> {
+        self.decide(names, Role::Constant, Role::Parameter, "is not a stored float constant of the net")
+    }
+
+    fn decide(mut self, names: &[&str], from: Role, to: Role, otherwise: &str) -> Result<Net, DistillError> {
         for name in names {
-            if !self.parameters.iter().any(|p| p == name) {
-                return Err(DistillError::Net { reason: format!("'{name}' is not a parameter of the net") });
-            }
+            let Some(stored) = self.stored.iter_mut().find(|s| s.name == *name && s.role == from) else {
+                return Err(DistillError::Net { reason: format!("'{name}' {otherwise}") });
+            };
+            stored.role = to;
+            stored.why = "decided by the caller".into();
         }
-        self.parameters.retain(|p| !names.contains(&p.as_str()));
+        self.list();
         Ok(self)
+    }
+
+    fn list(&mut self) {
+        let of = |role| self.stored.iter().filter(|s| s.role == role).map(|s| s.name.clone()).collect();
+        (self.parameters, self.buffers) = (of(Role::Parameter), of(Role::Buffer));
+    }
+
+    /// All stored float constants with what they are to training, and why, in file order; scalars of the graph's
+    /// arithmetic are left out.
+    pub fn stored(&self) -> &[Stored] {
+        &self.stored
     }
 
     /// The graph, with the weights the net was made with.
@@ -206,13 +198,4 @@ impl Net {
     pub fn reweighted(&self, weights: &TensorMap) -> Result<Net, DistillError> {
         Ok(Net { graph: self.with_weights(weights)?, ..self.clone() })
     }
-}
-
-/// What stands in these places of these operators.
-fn operands(graph: &Graph, of: &[(&str, &[usize])]) -> BTreeSet<ValueId> {
-    let placed = |node: &Node| -> Vec<ValueId> {
-        let places = of.iter().filter(|(op, _)| node.is("", op)).flat_map(|(_, places)| places.iter());
-        places.filter_map(|&place| node.input(place)).collect()
-    };
-    graph.nodes().flat_map(|(_, node)| placed(node)).collect()
 }

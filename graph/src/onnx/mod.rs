@@ -13,6 +13,7 @@ mod write;
 use crate::{Graph, GraphError};
 use bytes::Bytes;
 use limbeck_tensor::Tensor;
+use prost::Message as _;
 use std::path::Path;
 
 /// Name and value of a serialised TensorProto, as the `.pb` files of ONNX's tests hold them. External data is refused.
@@ -25,6 +26,13 @@ pub fn read_tensor_proto(bytes: &Bytes) -> Result<(String, Tensor), GraphError> 
         Ok((proto.name.clone(), proto.tensor(None)?))
     };
     read().map_err(|reason: String| GraphError::Format { file: "tensor".into(), reason })
+}
+
+/// Entries of `metadata_props` among the fields of a NodeProto that are only carried; damaged ones are passed over.
+pub(crate) fn node_metadata(rest: &Bytes) -> Vec<(String, String)> {
+    let entries = wire::fields(rest).flatten().filter(|field| field.number == 9);
+    let entries = entries.filter_map(|field| proto::StringStringEntryProto::decode(field.bytes().ok()?).ok());
+    entries.map(|entry| (entry.key, entry.value)).collect()
 }
 
 impl Graph {

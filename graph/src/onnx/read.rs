@@ -173,7 +173,7 @@ impl Reader<'_> {
     }
 
     fn tensor(&mut self, t: TensorProto) -> Result<Initializer, String> {
-        let name = t.name.clone();
+        let (name, literal) = (t.name.clone(), t.literal);
         let fail = |e: String| format!("tensor '{name}': {e}");
         let external = match t.external().map_err(fail)? {
             None => None,
@@ -183,7 +183,7 @@ impl Reader<'_> {
             }
         };
         let tensor = t.tensor(external.as_ref().map(|e| &e.file)).map_err(fail)?;
-        Ok(Initializer { external, ..Initializer::new(tensor) })
+        Ok(Initializer { external, literal, ..Initializer::new(tensor) })
     }
 
     pub(super) fn node(&mut self, scope: &mut Scope, raw: RawNode, depth: usize) -> Result<(), String> {

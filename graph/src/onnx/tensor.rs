@@ -3,6 +3,7 @@
 
 use super::proto::StringStringEntryProto;
 use super::wire::{self, Content, Field, Message};
+use crate::constants::Initializer;
 use crate::types::MAX_RANK;
 use bytes::Bytes;
 use limbeck_tensor::{DType, Tensor, element_count};
@@ -21,7 +22,13 @@ pub(super) struct TensorProto {
     segmented: bool,
     external: Vec<StringStringEntryProto>,
     is_external: bool,
+    /// Marked as a literal, see [`LITERAL`].
+    pub(super) literal: bool,
 }
+
+/// Key of `TensorProto.metadata_props` (ONNX IR 10) that marks an initializer as a literal of the program, so that it
+/// is none of the weights when the file is read again (see [`crate::Graph::is_literal`]).
+const LITERAL: &str = "ai.limbeck.literal";
 
 /// Where the data of a tensor lies outside the model file.
 #[derive(Debug, PartialEq)]
@@ -48,8 +55,9 @@ impl TensorProto {
                 6 => t.strings.push(field.bytes()?),
                 8 => t.name = field.text()?,
                 9 => t.raw = Some(field.bytes()?),
-                13 => t.external.push(StringStringEntryProto::decode(field.bytes()?).map_err(|e| e.to_string())?),
+                13 => t.external.push(entry(&field)?),
                 14 => t.is_external = field.int()? == 1,
+                16 => t.literal |= entry(&field)?.key == LITERAL,
                 _ => {}
             }
         }
@@ -218,6 +226,21 @@ pub(super) fn densify(encoded: &Bytes, limit: usize) -> Result<(String, Tensor),
         Ok(tensor) => Ok((name, tensor)),
         Err(e) => Err(format!("sparse tensor '{name}': {e}")),
     }
+}
+
+fn entry(field: &Field) -> Result<StringStringEntryProto, String> {
+    StringStringEntryProto::decode(field.bytes()?).map_err(|e| e.to_string())
+}
+
+/// The TensorProto of an initializer that keeps whether it is a literal.
+pub(super) fn encode_initializer(name: &str, init: &Initializer) -> Message {
+    let mut m = encode(name, &init.tensor);
+    if init.literal {
+        let mut mark = Message::default();
+        mark.text(1, LITERAL);
+        m.message(16, mark);
+    }
+    m
 }
 
 /// A TensorProto; the data is a piece of its own.

@@ -153,7 +153,7 @@ impl Writer {
                         self.external.insert(external.location.clone(), external.file.clone());
                     }
                 }
-                None => m.put(5, |m| m.message(5, tensor::encode(graph.name_of(*id), &init.tensor))),
+                None => m.put(5, |m| m.message(5, tensor::encode_initializer(graph.name_of(*id), init))),
             }
         }
         for &id in &graph.inputs {
