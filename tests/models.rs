@@ -13,14 +13,7 @@ use std::io::Write;
 use std::path::Path;
 
 /// Networks with an operator that cannot be trained yet, and what the error says.
-const REFUSED: &[(&str, &str)] = &[
-    ("unet", "is not fully known"),
-    ("unet_dynamo", "is not fully known"),
-    ("unet_folded", "is not fully known"),
-    ("vit_attention", "Attention"),
-    ("gru_plain", "is not fully known"),
-    ("mixed_plain", "SplitToSequence"),
-];
+const REFUSED: &[(&str, &str)] = &[];
 
 /// A golden network: its step, on every engine.
 fn check(name: &str) {

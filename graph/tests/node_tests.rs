@@ -50,7 +50,7 @@ const LEFT_OUT: &[(&str, Stage, &str)] = &[
     ("linear_uint4", Stage::Read, NARROW),
     ("linear_int16", Stage::Read, NEWER_QUANTISATION),
     ("linear_uint16", Stage::Read, NEWER_QUANTISATION),
-    ("linear_blocked", Stage::None, NEWER_QUANTISATION),
+    ("linear_blocked", Stage::Read, NEWER_QUANTISATION),
     ("test_not_", Stage::None, "opset 1 is declared; 7 to 24 are understood"),
     ("test_scan_sum", Stage::None, "the batched Scan of opset 8 is refused by name"),
     ("test_bernoulli", Stage::Inferred, "draws from a generator; noise enters graphs as inputs"),

@@ -23,7 +23,7 @@ use Without::{Container, ControlFlow, Discrete, NotYet, Quantised, Random};
 
 impl Without {
     /// True when the gradient is zero there; the others are errors.
-    pub(crate) fn ends(self) -> bool {
+    pub fn ends(self) -> bool {
         matches!(self, Discrete | Random)
     }
 

@@ -66,7 +66,8 @@ enum Passage {
 
 fn passage(node: &Node) -> Passage {
     let standard = node.domain_or_default().is_empty();
-    if standard && NON_DIFFERENTIABLE.contains(&node.op.as_str()) || node.is(limbeck_graph::LIMBECK, "StopGradient") {
+    let listed = NON_DIFFERENTIABLE.iter().any(|(op, why)| standard && *op == node.op && why.ends());
+    if listed || node.is(limbeck_graph::LIMBECK, "StopGradient") {
         Passage::Ends
     } else if has_gradient(node) || node.subgraphs().next().is_some() {
         Passage::Through

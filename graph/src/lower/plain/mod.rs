@@ -9,7 +9,7 @@ mod quant;
 use super::Lowered;
 use crate::ops::{ConvAttrs, extents};
 use crate::{Attr, Cx, Node, OpError, Var, compose, op_bail};
-use limbeck_tensor::Tensor;
+use limbeck_tensor::{DType, Tensor};
 
 /// Composites that an engine lacks altogether.
 const LACKING: &[&str] = &[
@@ -85,7 +85,8 @@ fn constant(cx: &Cx, v: Var<'_>) -> Option<Tensor> {
 /// Integers of a constant operand.
 fn integers(cx: &Cx, v: Var<'_>, what: &str) -> Result<Vec<i64>, OpError> {
     let constant = constant(cx, v).ok_or_else(|| OpError(format!("{what} must be constant; fix or fold it first")))?;
-    Ok(constant.to_i64_vec()?)
+    // A depth may be given as a float.
+    Ok(constant.cast(DType::I64)?.to_i64_vec()?)
 }
 
 /// The list `start..start + n` as int64 of rank 1.
