@@ -43,7 +43,7 @@ impl Graph {
         self.require_canonical("fold_shapes")?;
         let Folded { mut nodes, mut values, mut inferred } = fold_nodes(self, &SHAPES, true);
         // What is unpacked has types, from which more shapes may become known.
-        while inferred.is_ok() && self.unpack_sequences() > 0 {
+        while inferred.is_ok() && self.resolve_sequences() > 0 {
             let more = fold_nodes(self, &SHAPES, true);
             nodes += more.nodes;
             values.extend(more.values);

@@ -18,7 +18,6 @@ mod lower;
 mod node;
 mod onnx;
 pub mod ops;
-mod sequence;
 mod types;
 mod verify;
 

@@ -39,7 +39,7 @@ pub struct ImportReport {
     pub folded: usize,
     /// `If` nodes that were replaced by a branch.
     pub branches: usize,
-    /// Nodes on sequences and optionals that were replaced by nodes on tensors.
+    /// Nodes on sequences and optionals that gave way to nodes on tensors.
     pub sequences: usize,
     /// Scan and Loop nodes that were replaced by their steps.
     pub loops: usize,
@@ -69,19 +69,18 @@ impl Graph {
         if !dims.is_empty() {
             self.bind_dims(&dims)?;
         }
+        let before = self.count_sequences();
         loop {
             let (folded, branches) = self.resolve_branches()?;
-            let sequences = self.resolve_sequences()?;
-            let unrolled = self.unroll_loop(options.unroll)?;
             report.folded += folded;
             report.branches += branches;
-            report.sequences += sequences;
-            report.loops += usize::from(unrolled);
-            // Each turn that goes on has replaced a node, of which there are finitely many.
-            if sequences == 0 && !unrolled {
+            // Each turn that goes on has replaced a loop, of which there are finitely many.
+            if !self.unroll_loop(options.unroll)? {
                 break;
             }
+            report.loops += 1;
         }
+        report.sequences = before.saturating_sub(self.count_sequences());
         report.removed = self.remove_dead();
         let (graph, reworded) = std::mem::replace(self, Graph::new("")).rewritten(&mut crate::lower::plain::plain)?;
         *self = graph;

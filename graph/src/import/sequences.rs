@@ -2,9 +2,9 @@
 //! `torch.split`, `chunk` and `unbind`; engines other than ONNX Runtime have none.
 
 use crate::ops::normalize_axis;
-use crate::{Attr, Dim, Graph, GraphError, Node, NodeId, TensorType, ValueId};
+use crate::{Attr, Dim, Graph, Node, NodeId, TensorType, ValueId};
 use limbeck_tensor::Tensor;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// Longest sequence that is taken apart.
 const MAX_LENGTH: usize = 4096;
@@ -24,9 +24,8 @@ enum Unpacked {
 
 impl Graph {
     /// Replaces what reads sequences of settled elements, at settled positions, by nodes on tensors; what makes a sequence
-    /// stays until nothing reads it. Returns how many nodes were replaced. The graph must be canonical, and its shapes
-    /// folded.
-    pub fn resolve_sequences(&mut self) -> Result<usize, GraphError> {
+    /// goes once nothing reads it. Returns how many nodes were replaced.
+    pub(crate) fn resolve_sequences(&mut self) -> usize {
         let (mut known, mut replaced) = (Sequences::new(), 0);
         for id in self.node_ids() {
             let result = self.node(id).output(0);
@@ -45,7 +44,30 @@ impl Graph {
                 _ => {}
             }
         }
-        Ok(replaced)
+        if !known.is_empty() {
+            self.remove_unread(&known);
+        }
+        replaced
+    }
+
+    /// Removes the makers of sequences that nothing reads any more.
+    fn remove_unread(&mut self, known: &Sequences) {
+        let mut read: HashSet<ValueId> = self.outputs.iter().copied().collect();
+        let mut unread = HashSet::new();
+        for id in self.node_ids().into_iter().rev() {
+            let node = self.node(id);
+            match node.output(0) {
+                Some(made) if known.contains_key(&made) && !read.contains(&made) => _ = unread.insert(id),
+                _ => read.extend(node.reads()),
+            }
+        }
+        self.remove_nodes(&unread);
+    }
+
+    /// How many nodes make or read sequences and optionals.
+    pub(super) fn count_sequences(&self) -> usize {
+        let counted = |op: &str| op.contains("Sequence") && op != "ReverseSequence" || op.starts_with("Optional");
+        self.nodes().filter(|(_, n)| n.domain_or_default().is_empty() && counted(&n.op)).count()
     }
 
     fn unpacked(&mut self, id: NodeId, known: &Sequences) -> Option<Unpacked> {
