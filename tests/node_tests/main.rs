@@ -14,6 +14,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+/// What is fed, by name.
+type Feeds<'a> = Vec<(&'a str, &'a Tensor)>;
+
 /// One node with values for its operands and results.
 struct Case {
     name: String,
@@ -97,7 +100,7 @@ const OPERANDS: &[Operands] = &[Operands::Fed, Operands::FirstFed, Operands::Sto
 
 impl Operands {
     /// The model with its operands in place, and what is left to feed.
-    fn arrange(self, case: &Case) -> Result<(Graph, Vec<(&str, &Tensor)>), String> {
+    fn arrange(self, case: &Case) -> Result<(Graph, Feeds<'_>), String> {
         let mut graph = Graph::read(&case.model).map_err(|e| e.to_string())?;
         let fed = match self {
             Operands::Fed => case.inputs.len(),
