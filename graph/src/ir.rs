@@ -78,6 +78,8 @@ pub struct Graph {
     pub(crate) renamed: HashSet<ValueId>,
     /// Declarations (ValueInfoProtos) beside the one that counts, written as long as the value's own is untouched.
     pub(crate) spare_infos: Vec<(ValueId, Bytes)>,
+    /// Declarations in the list of outputs beside the one that counts: of inputs, and of values listed again.
+    pub(crate) output_infos: Vec<(ValueId, Bytes)>,
     /// GraphProto fields that are not modelled, encoded.
     pub(crate) rest: Bytes,
 }
@@ -110,6 +112,7 @@ impl Graph {
             by_name: HashMap::new(),
             renamed: HashSet::new(),
             spare_infos: vec![],
+            output_infos: vec![],
             rest: Bytes::new(),
         }
     }

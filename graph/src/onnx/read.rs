@@ -92,7 +92,7 @@ impl Reader<'_> {
             return Err(format!("subgraphs are nested more than {MAX_DEPTH} deep"));
         }
         let graph = Graph { meta: Meta::default(), ..Graph::new("") };
-        let mut scope = Scope { graph, inputs: HashSet::new(), provided: HashSet::new(), nested: depth > 0 };
+        let mut scope = Scope::new(graph, depth > 0);
         let mut rest = Rest::default();
         let (mut nodes, mut weights, mut inputs, mut outputs, mut infos) = (vec![], vec![], vec![], vec![], vec![]);
         for field in wire::fields(bytes) {

@@ -14,6 +14,8 @@ pub(super) struct Scope {
     pub(super) graph: Graph,
     /// Its inputs.
     pub(super) inputs: HashSet<ValueId>,
+    /// Its outputs, as far as they are read.
+    pub(super) outputs: HashSet<ValueId>,
     /// Values that something provides.
     pub(super) provided: HashSet<ValueId>,
     /// True in a subgraph.
@@ -21,6 +23,11 @@ pub(super) struct Scope {
 }
 
 impl Scope {
+    /// Nothing is known yet.
+    pub(super) fn new(graph: Graph, nested: bool) -> Scope {
+        Scope { graph, inputs: HashSet::new(), outputs: HashSet::new(), provided: HashSet::new(), nested }
+    }
+
     /// The value of this name, made when there is none.
     pub(super) fn value(&mut self, name: &str) -> ValueId {
         self.graph.find(name).unwrap_or_else(|| self.graph.add_value(name, None))
@@ -71,7 +78,9 @@ pub(super) fn declare(scope: &mut Scope, raw: Bytes, what: &str) -> Result<Value
     }
     let id = scope.value(&info.name);
     let value = &mut scope.graph.values[id.0 as usize];
-    if value.raw.is_some() && (what != "output" || scope.inputs.contains(&id)) {
+    if what == "output" && (scope.inputs.contains(&id) || !scope.outputs.insert(id)) {
+        scope.graph.output_infos.push((id, raw));
+    } else if value.raw.is_some() && what != "output" {
         if what == "value" {
             scope.graph.spare_infos.push((id, raw));
         }

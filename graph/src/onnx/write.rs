@@ -6,7 +6,7 @@ use super::wire::{ByNumber, Message};
 use super::{external, tensor};
 use crate::{Attr, Dim, Graph, GraphError, LIMBECK, Node, Value, ValueId};
 use bytes::Bytes;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::path::Path;
 
 /// Largest message that protobuf readers accept.
@@ -159,8 +159,17 @@ impl Writer {
         for &id in &graph.inputs {
             m.put(11, |m| value_info(m, 11, graph.value(id), name_of(id)));
         }
+        let mut again: HashMap<ValueId, VecDeque<&Bytes>> = HashMap::new();
+        for (id, raw) in graph.output_infos.iter().filter(|(id, _)| graph.value(*id).raw.is_some()) {
+            again.entry(*id).or_default().push_back(raw);
+        }
+        let mut seen: HashSet<ValueId> = graph.inputs.iter().copied().collect();
         for &id in &graph.outputs {
-            m.put(12, |m| value_info(m, 12, graph.value(id), name_of(id)));
+            let own = if seen.insert(id) { None } else { again.get_mut(&id).and_then(VecDeque::pop_front) };
+            match own.filter(|_| name_of(id) == graph.name_of(id)) {
+                Some(raw) => m.put(12, |m| m.bytes(12, raw.clone())),
+                None => m.put(12, |m| value_info(m, 12, graph.value(id), name_of(id))),
+            }
         }
         let listed: HashSet<ValueId> = graph.inputs.iter().chain(&graph.outputs).copied().collect();
         for id in graph.value_ids().filter(|id| !listed.contains(id)) {
