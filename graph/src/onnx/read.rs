@@ -1,11 +1,13 @@
 //! ONNX bytes to [`Graph`]. The input is not trusted: every length, index, name and path is checked, nesting is
 //! bounded, and nothing is allocated that the file does not pay for with bytes of its own.
 
+use super::attribute::{kind_of, plain};
 use super::external::{Files, Part};
 use super::proto::{AttributeProto, OperatorSetIdProto, StringStringEntryProto, attribute_type};
 use super::scope::{Scope, declare};
 use super::tensor::{self, TensorProto};
-use super::wire::{self, Field};
+use super::wire::{self, Field, Message};
+use super::write;
 use crate::constants::{External, Initializer};
 use crate::{Attr, Graph, GraphError, Meta, Node, TensorType, ValueId};
 use bytes::{Bytes, BytesMut};
@@ -61,10 +63,12 @@ impl Reader<'_> {
                         let versions = format!("{first} and {}", id.version);
                         return Err(format!("imports domain '{}' at versions {versions}; keep one", id.domain));
                     }
+                    keep_entry(&mut meta, write::opset(&id.domain, id.version), field.bytes()?);
                     meta.opsets.push((id.domain, id.version));
                 }
                 14 => {
                     let entry = StringStringEntryProto::decode(field.bytes()?).map_err(|e| format!("metadata: {e}"))?;
+                    keep_entry(&mut meta, write::property(&entry.key, &entry.value), field.bytes()?);
                     meta.metadata.push((entry.key, entry.value));
                 }
                 25 => {
@@ -202,7 +206,7 @@ impl Reader<'_> {
         }
         if self.external_uses > uses {
             // External data inside attributes is tracked by the decoded form only.
-            node.raw = None;
+            node.changed();
         }
         scope.graph.push_in_order(node);
         Ok(())
@@ -224,12 +228,6 @@ impl Reader<'_> {
             return Ok((name, Attr::Raw(raw)));
         }
         let attr = match kind_of(&a) {
-            attribute_type::FLOAT => Attr::Float(a.f.unwrap_or_default()),
-            attribute_type::INT => Attr::Int(a.i.unwrap_or_default()),
-            attribute_type::STRING => Attr::Str(a.s.unwrap_or_default()),
-            attribute_type::FLOATS => Attr::Floats(a.floats),
-            attribute_type::INTS => Attr::Ints(a.ints),
-            attribute_type::STRINGS => Attr::Strs(a.strings),
             attribute_type::TENSOR => {
                 let t =
                     TensorProto::decode(&a.t.unwrap_or_default()).map_err(|e| format!("attribute '{name}': {e}"))?;
@@ -247,7 +245,10 @@ impl Reader<'_> {
                 let graphs = a.graphs.iter().map(|g| self.subgraph(scope, g, &name, label, depth));
                 Attr::Graphs(graphs.collect::<Result<_, _>>()?)
             }
-            _ => self.carried(&name, raw)?,
+            _ => match plain(a) {
+                Some(attr) => attr,
+                None => self.carried(&name, raw)?,
+            },
         };
         Ok((name, attr))
     }
@@ -281,21 +282,12 @@ impl Reader<'_> {
     }
 }
 
-/// The attribute's type; files before IR version 2 leave it to the field that is set.
-fn kind_of(a: &AttributeProto) -> i32 {
-    use attribute_type::*;
-    let present = [
-        (a.f.is_some(), FLOAT),
-        (a.i.is_some(), INT),
-        (a.s.is_some(), STRING),
-        (a.t.is_some(), TENSOR),
-        (a.g.is_some(), GRAPH),
-        (!a.floats.is_empty(), FLOATS),
-        (!a.ints.is_empty(), INTS),
-        (!a.strings.is_empty(), STRINGS),
-        (!a.graphs.is_empty(), GRAPHS),
-    ];
-    if a.kind != 0 { a.kind } else { present.iter().find(|(set, _)| *set).map_or(0, |(_, kind)| *kind) }
+/// Remembers an entry that would be written otherwise.
+fn keep_entry(meta: &mut Meta, written: Message, read: Bytes) {
+    let written = written.into_bytes();
+    if written != read {
+        meta.entries.insert(written, read);
+    }
 }
 
 /// Scans a NodeProto and claims its outputs.

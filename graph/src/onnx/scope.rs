@@ -1,6 +1,6 @@
 //! The names of a graph being read: what they stand for, what provides it, and how it is declared.
 
-use super::proto::ValueInfoProto;
+use super::proto::{TypeProto, ValueInfoProto};
 use crate::types::MAX_RANK;
 use crate::{Capture, Dim, Graph, TensorType, ValueId};
 use bytes::Bytes;
@@ -85,17 +85,20 @@ pub(super) fn declare(scope: &mut Scope, raw: Bytes, what: &str) -> Result<Value
             scope.graph.spare_infos.push((id, raw));
         }
     } else {
-        let declared = info.ty.and_then(|t| t.tensor).and_then(|t| {
-            let dtype = DType::from_onnx(t.elem_type)?;
-            let dims = t.shape.map(|s| s.dim.into_iter().map(|d| dim(d.value, d.param)).collect());
-            Some(TensorType { dtype, dims })
-        });
-        value.ty = declared.or(value.ty.take());
+        value.ty = tensor_type(info.ty).or(value.ty.take());
         if let Some(before) = value.raw.replace(raw) {
             scope.graph.spare_infos.push((id, before));
         }
     }
     Ok(id)
+}
+
+/// The type, when it is that of a tensor of known elements.
+pub(super) fn tensor_type(ty: Option<TypeProto>) -> Option<TensorType> {
+    let tensor = ty?.tensor?;
+    let dtype = DType::from_onnx(tensor.elem_type)?;
+    let dims = tensor.shape.map(|s| s.dim.into_iter().map(|d| dim(d.value, d.param)).collect());
+    Some(TensorType { dtype, dims })
 }
 
 fn dim(value: Option<i64>, param: Option<String>) -> Dim {

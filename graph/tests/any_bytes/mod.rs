@@ -8,7 +8,7 @@ use limbeck_tensor::{DType, Tensor};
 use std::fmt::Write;
 
 /// Bytes give an error or a sound graph, which comes back equal from its file, untouched and written wholly anew.
-pub fn codec(data: &[u8]) {
+pub(crate) fn codec(data: &[u8]) {
     let Ok(graph) = Graph::from_bytes(Bytes::copy_from_slice(data), None) else { return };
     if holds_primitives(&graph) {
         return; // Written as Identity.
@@ -26,15 +26,12 @@ pub fn codec(data: &[u8]) {
 }
 
 /// A first byte chooses extents and values, the rest is the model: importing is an error or gives a sound graph.
-pub fn import(data: &[u8]) {
+pub(crate) fn import(data: &[u8]) {
     let Some((&choice, model)) = data.split_first() else { return };
     let Ok(mut graph) = Graph::from_bytes(Bytes::copy_from_slice(model), None) else { return };
     let mut options = ImportOptions::default();
-    let inputs: Vec<(String, TensorType)> = graph
-        .inputs
-        .iter()
-        .filter_map(|&id| Some((graph.name_of(id).to_owned(), graph.ty(id)?.clone())))
-        .collect();
+    let inputs: Vec<(String, TensorType)> =
+        graph.inputs.iter().filter_map(|&id| Some((graph.name_of(id).to_owned(), graph.ty(id)?.clone()))).collect();
     for (name, ty) in inputs {
         for dim in ty.dims.iter().flatten() {
             let dim = dim.to_string();
@@ -42,7 +39,8 @@ pub fn import(data: &[u8]) {
                 options.dims.push((dim, usize::from(choice & 3)));
             }
         }
-        let shape = ty.concrete().filter(|s| s.iter().try_fold(1, |n: usize, d| n.checked_mul(*d)).is_some_and(|n| n <= 16));
+        let shape =
+            ty.concrete().filter(|s| s.iter().try_fold(1, |n: usize, d| n.checked_mul(*d)).is_some_and(|n| n <= 16));
         if let (Some(shape), true, DType::I64 | DType::I32 | DType::Bool) = (shape, choice & 4 > 0, ty.dtype) {
             let values = vec![f64::from(choice >> 4); shape.iter().product()];
             options.fixed.insert(name, Tensor::from_f64(ty.dtype, shape, &values).unwrap());
@@ -62,7 +60,7 @@ pub fn import(data: &[u8]) {
 }
 
 /// Written and read again, a graph is what it was. Declarations of values may then have another order, in which they stay.
-pub fn round_trip(graph: &Graph) {
+pub(crate) fn round_trip(graph: &Graph) {
     let bytes = graph.to_bytes().expect("a sound graph can be written");
     let again = Graph::from_bytes(bytes, None).expect("what was written can be read");
     assert_eq!(described(&again), described(graph));
@@ -71,11 +69,17 @@ pub fn round_trip(graph: &Graph) {
     assert!(third.expect("and again") == second, "the file changes at every writing");
 }
 
-/// Marks all nodes and constants as changed, subgraphs included, so that they are written anew.
-pub fn touch(graph: &mut Graph) {
+/// Changes all names, nodes and constants to what they are, subgraphs included, so that they are written anew.
+pub(crate) fn touch(graph: &mut Graph) {
     let constants: Vec<_> = graph.initializers().map(|(id, tensor)| (id, tensor.clone())).collect();
     for (id, tensor) in constants {
         graph.set_initializer(id, tensor);
+    }
+    for id in graph.value_ids() {
+        let name = graph.name_of(id).to_owned();
+        if graph.rename(id, &format!("{name} renamed")).is_ok() {
+            graph.rename(id, &name).unwrap();
+        }
     }
     for id in graph.node_ids() {
         for attr in graph.node_mut(id).attrs.values_mut() {
@@ -89,7 +93,7 @@ pub fn touch(graph: &mut Graph) {
 }
 
 /// The graph as text by names, without encoded forms and ids.
-pub fn described(graph: &Graph) -> String {
+pub(crate) fn described(graph: &Graph) -> String {
     let mut text = String::new();
     describe(graph, &mut text).unwrap();
     text

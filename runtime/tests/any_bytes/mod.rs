@@ -12,7 +12,7 @@ use std::path::Path;
 const START: &[u8] = b"\0FILE";
 
 /// The files that a packed bundle may have, from the letter `a` on.
-pub const FILES: [&str; 14] = [
+pub(crate) const FILES: [&str; 14] = [
     MANIFEST,
     "model.json",
     "step.json",
@@ -31,7 +31,7 @@ pub const FILES: [&str; 14] = [
 
 /// Opening a packed bundle is an error, or gives one that can be asked everything and that a commit changes as it says.
 /// An odd first byte makes the checksums right, so that what lies behind them is reached.
-pub fn bundle(data: &[u8]) {
+pub(crate) fn bundle(data: &[u8]) {
     let Some((&choice, packed)) = data.split_first() else { return };
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
@@ -55,8 +55,13 @@ pub fn bundle(data: &[u8]) {
         let _ = step.state_bytes(StateRole::Parameter);
     }
     let kept = |e: &&limbeck_runtime::StateEntry| e.role != StateRole::Optimiser;
-    let weights: TensorMap =
-        bundle.model_manifest().state.iter().filter(kept).map(|e| (e.name.clone(), bundle.state()[&e.name].clone())).collect();
+    let weights: TensorMap = bundle
+        .model_manifest()
+        .state
+        .iter()
+        .filter(kept)
+        .map(|e| (e.name.clone(), bundle.state()[&e.name].clone()))
+        .collect();
     let entry = LedgerEntry {
         sequence: 0,
         weights: String::new(),
@@ -146,7 +151,7 @@ fn sum(content: &[u8]) -> String {
 
 /// A folder as a packed bundle.
 #[allow(dead_code)] // the test makes the seed
-pub fn pack(root: &Path) -> Vec<u8> {
+pub(crate) fn pack(root: &Path) -> Vec<u8> {
     let mut packed = vec![1];
     for (name, letter) in FILES.iter().zip(b'a'..) {
         if let Ok(content) = std::fs::read(root.join(name)) {

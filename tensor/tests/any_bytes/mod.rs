@@ -6,7 +6,7 @@ use limbeck_tensor::{DType, Tensor};
 use std::path::Path;
 
 /// A first byte chooses the format, the rest is the file: reading is an error, or gives tensors that come back equal.
-pub fn tensors(data: &[u8]) {
+pub(crate) fn tensors(data: &[u8]) {
     let Some((&format, content)) = data.split_first() else { return };
     let folder = tempfile::tempdir().unwrap();
     let (given, written) = (folder.path().join("given"), folder.path().join("written"));
