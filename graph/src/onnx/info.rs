@@ -20,9 +20,9 @@ pub(super) fn holds(value: &Value) -> bool {
     value.raw.is_some() || value.former.as_ref().is_some_and(same)
 }
 
-/// True when there is something to declare.
-pub(super) fn is_declared(value: &Value) -> bool {
-    value.ty.is_some() || holds(value)
+/// True when there is something to declare of a value; of a constant, only what a file said.
+pub(super) fn is_declared(value: &Value, constant: bool) -> bool {
+    if constant { read(value).is_some() } else { value.ty.is_some() || holds(value) }
 }
 
 /// The declaration `read`, under this name.

@@ -52,7 +52,7 @@ impl Reader<'_> {
             let field = field.map_err(|e| format!("is damaged or not an ONNX model: {e}"))?;
             match field.number {
                 1 => meta.ir_version = field.int()?,
-                2 => meta.producer = field.text()?,
+                2 if !field.bytes()?.is_empty() => meta.producer = field.text()?,
                 7 if graph.is_some() => return Err("holds two graphs".into()),
                 7 => graph = Some(field.bytes()?),
                 8 => {
@@ -103,7 +103,7 @@ impl Reader<'_> {
             let field = field.map_err(|e| format!("graph: {e}"))?;
             match field.number {
                 1 => nodes.push(field.bytes()?),
-                2 => scope.graph.name = field.text()?,
+                2 if !field.bytes()?.is_empty() => scope.graph.name = field.text()?,
                 5 | 15 => weights.push((field.number == 15, field.bytes()?)),
                 11 => inputs.push(field.bytes()?),
                 12 => outputs.push(field.bytes()?),

@@ -3,6 +3,7 @@
 //! before the first byte is written.
 
 use bytes::{Bytes, BytesMut};
+use std::collections::HashSet;
 use std::io::Write;
 
 /// What a field holds.
@@ -273,9 +274,10 @@ impl ByNumber {
         self.fields.push((number, message));
     }
 
-    /// Adds fields kept from a file.
+    /// Adds fields kept from a file, but those that are there already.
     pub(super) fn rest(&mut self, rest: &Bytes) {
-        for field in fields(rest).flatten() {
+        let there: HashSet<u32> = self.fields.iter().map(|(number, _)| *number).collect();
+        for field in fields(rest).flatten().filter(|field| !there.contains(&field.number)) {
             self.put(field.number, |m| m.encoded(field.raw));
         }
     }

@@ -78,7 +78,9 @@ impl Writer {
         }
         let mut m = ByNumber::default();
         let meta = &graph.meta;
-        m.put(1, |m| m.int(1, meta.ir_version));
+        if meta.ir_version != 0 {
+            m.put(1, |m| m.int(1, meta.ir_version));
+        }
         if !meta.producer.is_empty() {
             m.put(2, |m| m.text(2, &meta.producer));
         }
@@ -173,8 +175,8 @@ impl Writer {
         let listed: HashSet<ValueId> = graph.inputs.iter().chain(&graph.outputs).copied().collect();
         for id in graph.value_ids().filter(|id| !listed.contains(id)) {
             let value = graph.value(id);
-            let computed = value.producer.is_some() && info::is_declared(value);
-            if computed || (value.raw.is_some() && graph.initializer(id).is_some()) {
+            let constant = graph.initializer(id).is_some();
+            if (constant || value.producer.is_some()) && info::is_declared(value, constant) {
                 m.put(13, |m| m.message(13, info::encode(value, &value.name)));
             }
         }
