@@ -188,13 +188,18 @@ impl Node {
 
     /// Values that this node reads: operands, and what its subgraphs capture.
     pub fn reads(&self) -> Vec<ValueId> {
+        self.operands().collect()
+    }
+
+    /// As [`Node::reads`], one by one.
+    pub(crate) fn operands(&self) -> impl Iterator<Item = ValueId> {
         let captured = self.subgraphs().flat_map(|g| g.captures.iter().map(|c| c.outer));
-        self.inputs.iter().flatten().copied().chain(captured).collect()
+        self.inputs.iter().flatten().copied().chain(captured)
     }
 
     /// Reads `to` wherever it read `from`.
     pub fn replace_input(&mut self, from: ValueId, to: ValueId) {
-        if !self.reads().contains(&from) {
+        if !self.operands().any(|value| value == from) {
             return;
         }
         self.changed();

@@ -9,10 +9,10 @@ use super::tensor::{self, TensorProto};
 use super::wire::{self, Field, Message};
 use super::write;
 use crate::constants::{External, Initializer};
-use crate::{Attr, Graph, GraphError, Meta, Node, TensorType, ValueId};
+use crate::{Attr, Graph, GraphError, Meta, Node, TensorType};
 use bytes::{Bytes, BytesMut};
 use prost::Message as _;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::Path;
 
 /// Deepest nesting of subgraphs.
@@ -329,12 +329,10 @@ fn raw_node(scope: &mut Scope, raw: Bytes) -> Result<RawNode, String> {
 
 /// True when every operand comes before its readers.
 fn in_order(graph: &Graph) -> bool {
-    let mut later: HashSet<ValueId> = graph.nodes().flat_map(|(_, n)| n.outputs.iter().flatten().copied()).collect();
+    let mut later: Vec<bool> = graph.value_ids().map(|id| graph.producer(id).is_some()).collect();
     graph.nodes().all(|(_, node)| {
-        let ready = node.reads().iter().all(|v| !later.contains(v));
-        node.outputs.iter().flatten().for_each(|o| {
-            later.remove(o);
-        });
+        let ready = node.operands().all(|v| !later[v.0 as usize]);
+        node.outputs.iter().flatten().for_each(|o| later[o.0 as usize] = false);
         ready
     })
 }
