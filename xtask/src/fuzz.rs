@@ -7,8 +7,11 @@ use anyhow::{Context, Result, ensure};
 
 use crate::process::run as run_command;
 
-/// Each target with the endings of the files it starts from, and what its inputs have before a file's content.
-const TARGETS: &[(&str, &[(&str, &[u8])])] = &[
+/// The ending of files to start from, and what an input has before such a file's content.
+type Kind = (&'static str, &'static [u8]);
+
+/// Each target with the kinds of files it starts from.
+const TARGETS: &[(&str, &[Kind])] = &[
     ("onnx", &[("onnx", &[])]),
     ("import", &[("onnx", &[0x0d]), ("onnx", &[0x1e])]),
     // Its inputs are packed bundles: `fuzz/regressions/bundle` has the first one.
