@@ -6,7 +6,7 @@ use crate::{Capture, Dim, Graph, TensorType, ValueId};
 use bytes::Bytes;
 use limbeck_tensor::DType;
 use prost::Message as _;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 /// A graph being read, and which of its values something provides.
 pub(super) struct Scope {
@@ -53,15 +53,22 @@ impl Scope {
     pub(super) fn spare_unwritten(&mut self) {
         let Graph { values, spare_infos, initializers, inputs, outputs, .. } = &mut self.graph;
         let listed: HashSet<ValueId> = inputs.iter().chain(&*outputs).copied().collect();
+        let mut first = BTreeMap::new();
         for (value, id) in values.iter().zip((0..).map(ValueId)) {
             if let Some(raw) = &value.raw
                 && value.producer.is_none()
                 && !initializers.contains_key(&id)
                 && !listed.contains(&id)
             {
-                spare_infos.push((id, raw.clone()));
+                first.insert(id, raw.clone());
             }
         }
+        // The declaration that counts stays the first of its value.
+        for (id, later) in std::mem::take(spare_infos) {
+            spare_infos.extend(first.remove(&id).map(|raw| (id, raw)));
+            spare_infos.push((id, later));
+        }
+        spare_infos.extend(first);
     }
 }
 
