@@ -72,7 +72,7 @@ impl Case {
             match *feed {
                 Noise(spread, shape) => drawn(DType::F32, shape, |s, spread| s.normal() * spread, spread),
                 Strokes(shape) => {
-                    let dark = |i: usize| (i / 96 / 12) % 2 == 1 && (i % 96 / 4) % 3 != 0;
+                    let dark = |i: usize| (i / 96 / 12) % 2 == 1 && !(i % 96 / 4).is_multiple_of(3);
                     let pixels = (0..shape.iter().product()).map(|i| if dark(i) { -1.5f32 } else { 1.5 });
                     Tensor::new(shape, pixels.collect()).unwrap()
                 }

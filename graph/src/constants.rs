@@ -1,7 +1,7 @@
 //! Stored constants: weights, buffers, and the literals that are part of the program.
 
 use crate::types::TensorType;
-use crate::{Graph, ValueId};
+use crate::{Graph, ValueId, onnx};
 use bytes::Bytes;
 use limbeck_tensor::Tensor;
 
@@ -14,6 +14,9 @@ pub struct Initializer {
     pub(crate) raw: Option<Bytes>,
     /// True when `raw` is a SparseTensorProto.
     pub(crate) sparse: bool,
+    /// TensorProto fields that are not about the data (documentation, metadata), encoded; those of a tensor that was read
+    /// and replaced.
+    pub(crate) rest: Bytes,
     /// The file that holds the data, when it is not the model file.
     pub(crate) external: Option<External>,
     /// See [`Graph::is_literal`].
@@ -22,7 +25,15 @@ pub struct Initializer {
 
 impl Initializer {
     pub(crate) fn new(tensor: Tensor) -> Initializer {
-        Initializer { tensor, raw: None, sparse: false, external: None, literal: false }
+        Initializer { tensor, raw: None, sparse: false, rest: Bytes::new(), external: None, literal: false }
+    }
+
+    /// What the file says about the tensor besides its data.
+    pub(crate) fn rest(&self) -> Bytes {
+        match &self.raw {
+            Some(raw) if !self.sparse => onnx::tensor_rest(raw),
+            _ => self.rest.clone(),
+        }
     }
 }
 
@@ -60,7 +71,7 @@ impl Graph {
     pub(crate) fn mark_literal(&mut self, id: ValueId) {
         if let Some(init) = self.initializers.get_mut(&id).filter(|init| !init.literal) {
             // The encoded form says that it is none.
-            *init = Initializer { literal: true, ..Initializer::new(init.tensor.clone()) };
+            *init = Initializer { literal: true, rest: init.rest(), ..Initializer::new(init.tensor.clone()) };
         }
     }
 
@@ -76,7 +87,8 @@ impl Graph {
     /// it was (see [`Graph::is_literal`]).
     pub fn set_initializer(&mut self, id: ValueId, tensor: Tensor) {
         self.set_ty(id, Some(TensorType::of(&tensor)));
-        self.initializers.insert(id, Initializer::new(tensor));
+        let rest = self.initializers.get(&id).map(Initializer::rest).unwrap_or_default();
+        self.initializers.insert(id, Initializer { rest, ..Initializer::new(tensor) });
     }
 
     /// The stored constant of a value.

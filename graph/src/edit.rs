@@ -8,13 +8,13 @@ impl Graph {
     /// Appends a node. Its outputs must be values of this graph that nothing provides, its operands must be provided
     /// before it: [`Graph::verify`] names what is not so. A node copied from another is written as it now is.
     pub fn add_node(&mut self, mut node: Node) -> NodeId {
-        node.raw = None;
+        node.changed();
         self.push_in_order(node)
     }
 
     /// Inserts a node into the order just before `before`; as [`Graph::add_node`] otherwise.
     pub fn insert_node_before(&mut self, before: NodeId, mut node: Node) -> NodeId {
-        node.raw = None;
+        node.changed();
         let id = self.push_node(node);
         let at = self.order.iter().position(|&n| n == before).unwrap_or(self.order.len());
         self.order.insert(at, id);

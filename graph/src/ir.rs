@@ -24,8 +24,17 @@ pub struct Value {
     /// Tensor type, when declared or inferred. Sequences, optionals and maps have none.
     pub ty: Option<TensorType>,
     pub(crate) producer: Option<NodeId>,
-    /// The ValueInfoProto as read, kept for kinds of type that are not modelled.
+    /// The ValueInfoProto as read, while it holds.
     pub(crate) raw: Option<Bytes>,
+    /// The one that held before the name or the type changed: what it says besides still does.
+    pub(crate) former: Option<Bytes>,
+}
+
+impl Value {
+    /// The name or the type is another from now on.
+    fn changed(&mut self) {
+        self.former = self.raw.take().or(self.former.take());
+    }
 }
 
 /// A value that a subgraph takes from the graph around it.
@@ -50,6 +59,8 @@ pub struct Meta {
     pub producer: String,
     /// Model-local functions, encoded FunctionProtos.
     pub functions: Vec<Bytes>,
+    /// Entries of `opsets` and `metadata` as read, where they are not encoded as they would be written; by the latter.
+    pub(crate) entries: HashMap<Bytes, Bytes>,
     /// External files that functions and undecoded attributes refer to, by location.
     pub(crate) carried: BTreeMap<String, Bytes>,
     /// All other fields of the ModelProto, encoded.
@@ -74,10 +85,12 @@ pub struct Graph {
     pub(crate) order: Vec<NodeId>,
     pub(crate) initializers: IndexMap<ValueId, Initializer>,
     pub(crate) by_name: HashMap<String, ValueId>,
-    /// Values renamed since the graph was read: nodes that were read with them are written anew.
+    /// Values renamed since the graph was read: what was read with their names is written anew.
     pub(crate) renamed: HashSet<ValueId>,
     /// Declarations (ValueInfoProtos) beside the one that counts, written as long as the value's own is untouched.
     pub(crate) spare_infos: Vec<(ValueId, Bytes)>,
+    /// Declarations in the list of outputs beside the one that counts: of inputs, and of values listed again.
+    pub(crate) output_infos: Vec<(ValueId, Bytes)>,
     /// GraphProto fields that are not modelled, encoded.
     pub(crate) rest: Bytes,
 }
@@ -110,6 +123,7 @@ impl Graph {
             by_name: HashMap::new(),
             renamed: HashSet::new(),
             spare_infos: vec![],
+            output_infos: vec![],
             rest: Bytes::new(),
         }
     }
@@ -142,7 +156,7 @@ impl Graph {
         let value = &mut self.values[id.0 as usize];
         if value.ty != ty {
             value.ty = ty;
-            value.raw = None;
+            value.changed();
         }
     }
 
@@ -192,7 +206,7 @@ impl Graph {
         let name = if wanted.is_empty() { self.free_name("v") } else { self.free_name(&wanted) };
         let id = ValueId(self.values.len() as u32);
         self.by_name.insert(name.clone(), id);
-        self.values.push(Value { name, ty, producer: None, raw: None });
+        self.values.push(Value { name, ty, producer: None, raw: None, former: None });
         id
     }
 
@@ -217,13 +231,9 @@ impl Graph {
             None => {}
         }
         let old = std::mem::replace(&mut self.values[id.0 as usize].name, name.to_owned());
-        self.values[id.0 as usize].raw = None;
+        self.values[id.0 as usize].changed();
         self.by_name.remove(&old);
         self.by_name.insert(name.to_owned(), id);
-        // Encoded forms carry names.
-        if let Some(init) = self.initializers.get_mut(&id) {
-            *init = Initializer { literal: init.literal, ..Initializer::new(init.tensor.clone()) };
-        }
         self.renamed.insert(id);
         Ok(())
     }
@@ -249,7 +259,7 @@ impl Graph {
     /// outputs stay those it was added with: to change them remove the node and add another ([`Graph::verify`] tells).
     pub fn node_mut(&mut self, id: NodeId) -> &mut Node {
         let node = self.nodes[id.0 as usize].as_mut().expect("node ids held by callers are live");
-        node.raw = None;
+        node.changed();
         node
     }
 

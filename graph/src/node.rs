@@ -41,6 +41,8 @@ pub struct Node {
     pub attrs: IndexMap<String, Attr>,
     /// The NodeProto as read, while the node is untouched.
     pub(crate) raw: Option<Bytes>,
+    /// The NodeProto as read, once the node was changed: attributes that were not are taken from it.
+    pub(crate) former: Option<Bytes>,
     /// NodeProto fields that are not modelled (documentation, metadata), encoded.
     pub(crate) rest: Bytes,
 }
@@ -54,6 +56,11 @@ impl Node {
             outputs: outputs.iter().copied().map(Some).collect(),
             ..Node::default()
         }
+    }
+
+    /// The node is to be written anew from now on.
+    pub(crate) fn changed(&mut self) {
+        self.former = self.raw.take().or(self.former.take());
     }
 
     /// The node with one more attribute.
@@ -186,16 +193,21 @@ impl Node {
 
     /// Values that this node reads: operands, and what its subgraphs capture.
     pub fn reads(&self) -> Vec<ValueId> {
+        self.operands().collect()
+    }
+
+    /// As [`Node::reads`], one by one.
+    pub(crate) fn operands(&self) -> impl Iterator<Item = ValueId> {
         let captured = self.subgraphs().flat_map(|g| g.captures.iter().map(|c| c.outer));
-        self.inputs.iter().flatten().copied().chain(captured).collect()
+        self.inputs.iter().flatten().copied().chain(captured)
     }
 
     /// Reads `to` wherever it read `from`.
     pub fn replace_input(&mut self, from: ValueId, to: ValueId) {
-        if !self.reads().contains(&from) {
+        if !self.operands().any(|value| value == from) {
             return;
         }
-        self.raw = None;
+        self.changed();
         for input in &mut self.inputs {
             if *input == Some(from) {
                 *input = Some(to);

@@ -8,37 +8,38 @@ impl Graph {
     /// included. The error names the rule and what breaks it.
     pub fn verify(&self) -> Result<(), GraphError> {
         let invalid = |reason: String| GraphError::Invalid { graph: self.name.clone(), reason };
-        let foreign = |id: &ValueId| id.0 as usize >= self.values.len();
-        let mut ready: HashSet<ValueId> = self.inputs.iter().copied().collect();
-        if ready.len() != self.inputs.len() {
-            return Err(invalid("an input is listed twice".into()));
-        }
+        let foreign = |id: ValueId| id.0 as usize >= self.values.len();
         let listed = self.inputs.iter().chain(&self.outputs).copied().chain(self.captures.iter().map(|c| c.inner));
-        if listed.into_iter().any(|id| foreign(&id)) {
+        if listed.into_iter().any(foreign) {
             return Err(invalid("an input, output or capture is a value of another graph".into()));
         }
-        ready.extend(self.initializers.keys().copied());
-        ready.extend(self.captures.iter().map(|c| c.inner));
+        let mut ready = vec![false; self.values.len()];
+        for input in &self.inputs {
+            if std::mem::replace(&mut ready[input.0 as usize], true) {
+                return Err(invalid("an input is listed twice".into()));
+            }
+        }
+        for id in self.initializers.keys().copied().chain(self.captures.iter().map(|c| c.inner)) {
+            ready[id.0 as usize] = true;
+        }
         for (id, node) in self.nodes() {
-            if node.reads().iter().chain(node.outputs.iter().flatten()).any(foreign) {
+            if node.operands().chain(node.outputs.iter().flatten().copied()).any(foreign) {
                 return Err(invalid(format!(
                     "node '{}' ({}) uses a value of another graph",
                     node.name,
                     node.full_op()
                 )));
             }
-            for read in node.reads() {
-                if !ready.contains(&read) {
-                    return Err(invalid(format!(
-                        "node '{}' ({}) reads '{}', which nothing before it provides",
-                        self.label(id),
-                        node.full_op(),
-                        self.name_of(read)
-                    )));
-                }
+            if let Some(read) = node.operands().find(|read| !ready[read.0 as usize]) {
+                return Err(invalid(format!(
+                    "node '{}' ({}) reads '{}', which nothing before it provides",
+                    self.label(id),
+                    node.full_op(),
+                    self.name_of(read)
+                )));
             }
             for &output in node.outputs.iter().flatten() {
-                if !ready.insert(output) {
+                if std::mem::replace(&mut ready[output.0 as usize], true) {
                     return Err(invalid(format!("value '{}' is assigned twice", self.name_of(output))));
                 }
                 if self.producer(output) != Some(id) {
@@ -51,7 +52,7 @@ impl Graph {
             }
         }
         for &output in &self.outputs {
-            if !ready.contains(&output) {
+            if !ready[output.0 as usize] {
                 return Err(invalid(format!("output '{}' is never computed", self.name_of(output))));
             }
         }

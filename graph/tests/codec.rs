@@ -1,8 +1,11 @@
 //! The ONNX codec on files made by the `onnx` package (`models/make.py`): untouched files come back byte for
 //! byte, rewritten ones mean the same, damaged ones are refused.
 
+mod any_bytes;
+
+use any_bytes::{described, touch};
 use bytes::Bytes;
-use limbeck_graph::{Attr, Form, Graph, GraphError, Node};
+use limbeck_graph::{Form, Graph, GraphError, Node, TensorType};
 use limbeck_tensor::{DType, Tensor};
 use proptest::prelude::*;
 use std::path::{Path, PathBuf};
@@ -18,6 +21,7 @@ const MODELS: &[&str] = &[
     "unknown_fields",
     "external",
     "infos",
+    "everything",
     "shuffled",
 ];
 
@@ -31,46 +35,6 @@ fn path(name: &str) -> PathBuf {
 
 fn read(name: &str) -> Graph {
     Graph::read(path(name)).unwrap()
-}
-
-/// The graph as text by names, without encoded forms and ids.
-fn describe(graph: &Graph, text: &mut String) {
-    use std::fmt::Write;
-    let names =
-        |ids: &[Option<_>]| ids.iter().map(|i| i.map_or("-", |i| graph.name_of(i))).collect::<Vec<_>>().join(",");
-    writeln!(text, "{} {:?} {:?}", graph.name, graph.meta.opsets, graph.meta.metadata).unwrap();
-    for &id in graph.inputs.iter().chain(&graph.outputs) {
-        writeln!(text, "{} {:?}", graph.name_of(id), graph.ty(id)).unwrap();
-    }
-    for (id, tensor) in graph.initializers() {
-        writeln!(text, "{} {tensor:?}", graph.name_of(id)).unwrap();
-    }
-    for (_, node) in graph.nodes() {
-        writeln!(text, "{} {}: {} -> {}", node.name, node.full_op(), names(&node.inputs), names(&node.outputs))
-            .unwrap();
-        for (name, attr) in &node.attrs {
-            match attr {
-                Attr::Graph(g) => describe(g, text),
-                other => writeln!(text, "  {name} {other:?}").unwrap(),
-            }
-        }
-    }
-}
-
-fn described(graph: &Graph) -> String {
-    let mut text = String::new();
-    describe(graph, &mut text);
-    text
-}
-
-fn touch(graph: &mut Graph) {
-    for id in graph.node_ids() {
-        for attr in graph.node_mut(id).attrs.values_mut() {
-            if let Attr::Graph(g) = attr {
-                touch(g);
-            }
-        }
-    }
 }
 
 #[test]
@@ -95,6 +59,36 @@ fn rewritten_nodes_mean_the_same() {
         let bytes = graph.to_bytes().unwrap();
         assert_eq!(described(&Graph::from_bytes(bytes, None).unwrap()), before, "{name}");
     }
+}
+
+#[test]
+fn a_model_with_everything_is_written_anew_byte_for_byte() {
+    let raw = std::fs::read(path("everything")).unwrap();
+    let mut graph = read("everything");
+    touch(&mut graph);
+    assert!(graph.to_bytes().unwrap() == raw);
+}
+
+#[test]
+fn what_a_file_says_of_values_and_weights_survives_other_names_types_and_data() {
+    let mut g = read("everything");
+    let count =
+        |g: &Graph, text: &str| g.to_bytes().unwrap().windows(text.len()).filter(|w| *w == text.as_bytes()).count();
+    let (notes, unknown) = (count(&g, "a note"), count(&g, "hello"));
+    let types = |g: &Graph| ["org.exampleThing", "IMAGE"].map(|part| count(g, part));
+    let before = types(&g);
+    for name in ["sequence", "optional", "map", "opaque", "odd", "hidden", "w.f32", "w.words", "x"] {
+        g.rename(g.find(name).unwrap(), &format!("new.{name}")).unwrap();
+    }
+    let weight = g.find("w.f16").unwrap();
+    g.set_initializer(weight, Tensor::new([3], vec![1f32; 3]).unwrap());
+    assert_eq!((count(&g, "a note"), count(&g, "hello"), types(&g)), (notes, unknown, before));
+    let x = g.find("new.x").unwrap();
+    g.set_ty(x, Some(TensorType::new(DType::F32, &[7])));
+    let back = Graph::from_bytes(g.to_bytes().unwrap(), None).unwrap();
+    assert_eq!(back.ty(back.find("new.x").unwrap()), Some(&TensorType::new(DType::F32, &[7])));
+    assert_eq!(count(&g, "a note"), notes, "notes are no part of the type");
+    assert_eq!(back.initializer(back.find("w.f16").unwrap()).unwrap().to_vec::<f32>().unwrap(), [1.0; 3]);
 }
 
 #[test]

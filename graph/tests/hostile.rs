@@ -93,7 +93,7 @@ fn evaluating_a_pool_does_not_walk_a_kernel_that_is_too_large() {
 
 /// A protobuf field that holds bytes.
 fn field(number: u8, content: &[u8]) -> Vec<u8> {
-    let mut out = vec![number << 3 | 2];
+    let mut out = if number < 16 { vec![number << 3 | 2] } else { vec![number << 3 | 2 | 128, number >> 4] };
     let mut n = content.len();
     while n > 127 {
         out.push((n & 127) as u8 | 128);
@@ -140,4 +140,31 @@ fn shapes_of_many_dims_are_refused_when_read() {
     let tensor = field(5, &[[0x08, 1].repeat(65), vec![0x10, 1], field(8, b"deep"), field(9, &[0; 4])].concat());
     let error = Graph::from_bytes(field(7, &tensor).into(), None).unwrap_err().to_string();
     assert!(error.contains("'deep'") && error.contains("65 dims"), "{error}");
+}
+
+#[test]
+fn functions_that_call_each_other_and_deep_types_are_carried_without_recursion() {
+    let call = |op: &[u8]| field(7, &[field(1, b"a"), field(2, b"b"), field(4, op), field(7, b"f")].concat());
+    let function = |name: &[u8], op: &[u8]| {
+        field(25, &[field(1, name), field(4, b"a"), field(5, b"b"), call(op), field(10, b"f")].concat())
+    };
+    let node = field(1, &[field(1, b"x"), field(2, b"y"), field(4, b"Ping"), field(7, b"f")].concat());
+    // sequence(sequence(...)), two thousand deep.
+    let mut ty = field(1, &[0x08, 1]);
+    for _ in 0..2000 {
+        ty = field(4, &field(1, &ty));
+    }
+    let info = |number: u8, name: &[u8], ty: &[u8]| field(number, &[field(1, name), field(2, ty)].concat());
+    let tensor = field(1, &[0x08, 1]);
+    let graph = [node, info(11, b"x", &tensor), info(11, b"deep", &ty), info(12, b"y", &tensor)].concat();
+    let model =
+        [field(7, &graph), import("", 20), import("f", 1), function(b"Ping", b"Pong"), function(b"Pong", b"Ping")];
+    let mut g = Graph::from_bytes(Bytes::from(model.concat()), None).unwrap();
+    let error = g.import(&Default::default()).unwrap_err().to_string();
+    assert!(error.contains("calls itself"), "{error}");
+    let back = Graph::from_bytes(g.to_bytes().unwrap(), None).unwrap();
+    assert_eq!((back.meta.functions.len(), back.inputs.len()), (2, 2));
+    let fed = [("x".to_owned(), limbeck_tensor::Tensor::scalar(1f32))].into();
+    let error = back.evaluate(&fed).unwrap_err().to_string();
+    assert!(error.contains("deep") || error.contains("Ping"), "{error}");
 }

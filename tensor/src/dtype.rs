@@ -55,6 +55,8 @@ dtypes! {
     F8E8M0 = 24, 8, "float8e8m0";
     U2 = 25, 2, "uint2";
     I2 = 26, 2, "int2";
+    F6E2M3 = 27, 6, "float6e2m3";
+    F6E3M2 = 28, 6, "float6e3m2";
 }
 
 impl DType {

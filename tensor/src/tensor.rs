@@ -52,10 +52,11 @@ impl Tensor {
             Some(needed) if needed != bytes.len() => {
                 Err(TensorError::Length { shape, dtype, needed, got: bytes.len() })
             }
-            Some(_) => match bytes.iter().position(|&b| dtype == DType::Bool && b > 1) {
-                Some(index) => Err(TensorError::NotBool { index, value: bytes[index] }),
-                None => Ok(Tensor { dtype, shape, data: Data::Bytes(bytes) }),
-            },
+            Some(_) if dtype == DType::Bool && bytes.iter().any(|&b| b > 1) => {
+                let index = bytes.iter().position(|&b| b > 1).unwrap_or_default();
+                Err(TensorError::NotBool { index, value: bytes[index] })
+            }
+            Some(_) => Ok(Tensor { dtype, shape, data: Data::Bytes(bytes) }),
         }
     }
 

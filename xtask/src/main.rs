@@ -1,8 +1,9 @@
-//! Build and test tasks of the workspace: `cargo xtask test`, `ort`, `arm`, `ci`.
+//! Build and test tasks of the workspace: `cargo xtask test`, `ort`, `arm`, `fuzz`, `ci`.
 #![forbid(unsafe_code)]
 
 mod arm;
 mod ci;
+mod fuzz;
 mod models;
 mod node_tests;
 mod ort;
@@ -44,6 +45,17 @@ enum Task {
         #[arg(long, value_name = "DIR")]
         bundle: Option<PathBuf>,
     },
+    /// Fuzz a reader of files, or all in turn: needs the nightly compiler and cargo-fuzz. See `fuzz/README.md`.
+    Fuzz {
+        /// `onnx`, `import`, `bundle` or `safetensors`; all in turn when none is named.
+        target: Option<String>,
+        /// How long each runs.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+        /// Folders with more files to start from: models, npy and safetensors, at any depth.
+        #[arg(long, value_name = "DIR")]
+        seeds: Vec<PathBuf>,
+    },
     /// Everything that continuous integration checks, in its order.
     Ci {
         /// Leave out the device binary on ARM.
@@ -71,6 +83,13 @@ fn main() -> Result<()> {
             let bundle = bundle.map(absolute).transpose()?;
             enter_workspace()?;
             arm::run(&arm::Toolchain::find_or_install()?, &package, bundle.as_deref())
+        }
+        Task::Fuzz { target, seconds, seeds } => {
+            // The caller's paths are relative to the caller's folder.
+            let absolute = |path: PathBuf| path.canonicalize().with_context(|| path.display().to_string());
+            let seeds = seeds.into_iter().map(absolute).collect::<Result<Vec<_>>>()?;
+            enter_workspace()?;
+            fuzz::run(target.as_deref(), seconds, &seeds)
         }
         Task::Ci { no_arm } => {
             enter_workspace()?;

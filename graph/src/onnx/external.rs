@@ -90,6 +90,7 @@ fn locations(part: Part, encoded: &Bytes, depth: usize, found: &mut Vec<String>)
     for field in wire::fields(encoded).map_while(Result::ok) {
         let inner = match (part, field.number) {
             (Part::Function, 7) | (Part::Graph, 1) => Part::Node,
+            (Part::Function, 11) => Part::Attribute,
             (Part::Training, 1 | 2) | (Part::Attribute, 6 | 11) => Part::Graph,
             (Part::Node, 5) => Part::Attribute,
             (Part::Attribute, 5 | 10) | (Part::Graph, 5) | (Part::Sparse, 1 | 2) => Part::Tensor,

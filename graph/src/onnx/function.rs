@@ -25,7 +25,8 @@ pub(crate) struct Function {
 pub(crate) fn decode(bytes: &Bytes) -> Result<Function, String> {
     let mut reader = Reader::detached();
     let graph = Graph { meta: Meta::default(), ..Graph::new("") };
-    let mut scope = Scope { graph, inputs: HashSet::new(), provided: HashSet::new(), nested: false };
+    let mut scope =
+        Scope { graph, inputs: HashSet::new(), provided: HashSet::new(), outputs: Default::default(), nested: false };
     let (mut name, mut domain, mut overload) = (String::new(), String::new(), String::new());
     let (mut nodes, mut outputs, mut defaults) = (vec![], vec![], vec![]);
     for field in wire::fields(bytes) {

@@ -1,14 +1,18 @@
 //! The ONNX codec. Reading maps the file and splits it without copying; nodes and weights that nobody touches
 //! are written back verbatim, straight from the mapping; what is not modelled is carried along.
 
+mod attribute;
 mod external;
 pub(crate) mod function;
+mod info;
 mod proto;
 mod read;
 mod scope;
 mod tensor;
 mod wire;
 mod write;
+
+pub(crate) use tensor::rest as tensor_rest;
 
 use crate::{Graph, GraphError};
 use bytes::Bytes;

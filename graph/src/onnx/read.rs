@@ -1,16 +1,18 @@
 //! ONNX bytes to [`Graph`]. The input is not trusted: every length, index, name and path is checked, nesting is
 //! bounded, and nothing is allocated that the file does not pay for with bytes of its own.
 
+use super::attribute::{kind_of, plain};
 use super::external::{Files, Part};
 use super::proto::{AttributeProto, OperatorSetIdProto, StringStringEntryProto, attribute_type};
 use super::scope::{Scope, declare};
 use super::tensor::{self, TensorProto};
-use super::wire::{self, Field};
+use super::wire::{self, Field, Message};
+use super::write;
 use crate::constants::{External, Initializer};
-use crate::{Attr, Graph, GraphError, Meta, Node, TensorType, ValueId};
+use crate::{Attr, Graph, GraphError, Meta, Node, TensorType};
 use bytes::{Bytes, BytesMut};
 use prost::Message as _;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::Path;
 
 /// Deepest nesting of subgraphs.
@@ -55,7 +57,7 @@ impl Reader<'_> {
             let field = field.map_err(|e| format!("is damaged or not an ONNX model: {e}"))?;
             match field.number {
                 1 => meta.ir_version = field.int()?,
-                2 => meta.producer = field.text()?,
+                2 if !field.bytes()?.is_empty() => meta.producer = field.text()?,
                 7 if graph.is_some() => return Err("holds two graphs".into()),
                 7 => graph = Some(field.bytes()?),
                 8 => {
@@ -66,10 +68,12 @@ impl Reader<'_> {
                         let versions = format!("{first} and {}", id.version);
                         return Err(format!("imports domain '{}' at versions {versions}; keep one", id.domain));
                     }
+                    keep_entry(&mut meta, write::opset(&id.domain, id.version), field.bytes()?);
                     meta.opsets.push((id.domain, id.version));
                 }
                 14 => {
                     let entry = StringStringEntryProto::decode(field.bytes()?).map_err(|e| format!("metadata: {e}"))?;
+                    keep_entry(&mut meta, write::property(&entry.key, &entry.value), field.bytes()?);
                     meta.metadata.push((entry.key, entry.value));
                 }
                 25 => {
@@ -97,14 +101,14 @@ impl Reader<'_> {
             return Err(format!("subgraphs are nested more than {MAX_DEPTH} deep"));
         }
         let graph = Graph { meta: Meta::default(), ..Graph::new("") };
-        let mut scope = Scope { graph, inputs: HashSet::new(), provided: HashSet::new(), nested: depth > 0 };
+        let mut scope = Scope::new(graph, depth > 0);
         let mut rest = Rest::default();
         let (mut nodes, mut weights, mut inputs, mut outputs, mut infos) = (vec![], vec![], vec![], vec![], vec![]);
         for field in wire::fields(bytes) {
             let field = field.map_err(|e| format!("graph: {e}"))?;
             match field.number {
                 1 => nodes.push(field.bytes()?),
-                2 => scope.graph.name = field.text()?,
+                2 if !field.bytes()?.is_empty() => scope.graph.name = field.text()?,
                 5 | 15 => weights.push((field.number == 15, field.bytes()?)),
                 11 => inputs.push(field.bytes()?),
                 12 => outputs.push(field.bytes()?),
@@ -207,7 +211,7 @@ impl Reader<'_> {
         }
         if self.external_uses > uses {
             // External data inside attributes is tracked by the decoded form only.
-            node.raw = None;
+            node.changed();
         }
         scope.graph.push_in_order(node);
         Ok(())
@@ -229,12 +233,6 @@ impl Reader<'_> {
             return Ok((name, Attr::Raw(raw)));
         }
         let attr = match kind_of(&a) {
-            attribute_type::FLOAT => Attr::Float(a.f.unwrap_or_default()),
-            attribute_type::INT => Attr::Int(a.i.unwrap_or_default()),
-            attribute_type::STRING => Attr::Str(a.s.unwrap_or_default()),
-            attribute_type::FLOATS => Attr::Floats(a.floats),
-            attribute_type::INTS => Attr::Ints(a.ints),
-            attribute_type::STRINGS => Attr::Strs(a.strings),
             attribute_type::TENSOR => {
                 let t =
                     TensorProto::decode(&a.t.unwrap_or_default()).map_err(|e| format!("attribute '{name}': {e}"))?;
@@ -252,7 +250,10 @@ impl Reader<'_> {
                 let graphs = a.graphs.iter().map(|g| self.subgraph(scope, g, &name, label, depth));
                 Attr::Graphs(graphs.collect::<Result<_, _>>()?)
             }
-            _ => self.carried(&name, raw)?,
+            _ => match plain(a) {
+                Some(attr) => attr,
+                None => self.carried(&name, raw)?,
+            },
         };
         Ok((name, attr))
     }
@@ -286,21 +287,12 @@ impl Reader<'_> {
     }
 }
 
-/// The attribute's type; files before IR version 2 leave it to the field that is set.
-fn kind_of(a: &AttributeProto) -> i32 {
-    use attribute_type::*;
-    let present = [
-        (a.f.is_some(), FLOAT),
-        (a.i.is_some(), INT),
-        (a.s.is_some(), STRING),
-        (a.t.is_some(), TENSOR),
-        (a.g.is_some(), GRAPH),
-        (!a.floats.is_empty(), FLOATS),
-        (!a.ints.is_empty(), INTS),
-        (!a.strings.is_empty(), STRINGS),
-        (!a.graphs.is_empty(), GRAPHS),
-    ];
-    if a.kind != 0 { a.kind } else { present.iter().find(|(set, _)| *set).map_or(0, |(_, kind)| *kind) }
+/// Remembers an entry that would be written otherwise.
+fn keep_entry(meta: &mut Meta, written: Message, read: Bytes) {
+    let written = written.into_bytes();
+    if written != read {
+        meta.entries.insert(written, read);
+    }
 }
 
 /// Scans a NodeProto and claims its outputs.
@@ -342,12 +334,10 @@ pub(super) fn raw_node(scope: &mut Scope, raw: Bytes) -> Result<RawNode, String>
 
 /// True when every operand comes before its readers.
 fn in_order(graph: &Graph) -> bool {
-    let mut later: HashSet<ValueId> = graph.nodes().flat_map(|(_, n)| n.outputs.iter().flatten().copied()).collect();
+    let mut later: Vec<bool> = graph.value_ids().map(|id| graph.producer(id).is_some()).collect();
     graph.nodes().all(|(_, node)| {
-        let ready = node.reads().iter().all(|v| !later.contains(v));
-        node.outputs.iter().flatten().for_each(|o| {
-            later.remove(o);
-        });
+        let ready = node.operands().all(|v| !later[v.0 as usize]);
+        node.outputs.iter().flatten().for_each(|o| later[o.0 as usize] = false);
         ready
     })
 }

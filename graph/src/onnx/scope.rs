@@ -1,12 +1,12 @@
 //! The names of a graph being read: what they stand for, what provides it, and how it is declared.
 
-use super::proto::ValueInfoProto;
+use super::proto::{TypeProto, ValueInfoProto};
 use crate::types::MAX_RANK;
 use crate::{Capture, Dim, Graph, TensorType, ValueId};
 use bytes::Bytes;
 use limbeck_tensor::DType;
 use prost::Message as _;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 /// A graph being read, and which of its values something provides.
 pub(super) struct Scope {
@@ -14,6 +14,8 @@ pub(super) struct Scope {
     pub(super) graph: Graph,
     /// Its inputs.
     pub(super) inputs: HashSet<ValueId>,
+    /// Its outputs, as far as they are read.
+    pub(super) outputs: HashSet<ValueId>,
     /// Values that something provides.
     pub(super) provided: HashSet<ValueId>,
     /// True in a subgraph.
@@ -21,6 +23,11 @@ pub(super) struct Scope {
 }
 
 impl Scope {
+    /// Nothing is known yet.
+    pub(super) fn new(graph: Graph, nested: bool) -> Scope {
+        Scope { graph, inputs: HashSet::new(), outputs: HashSet::new(), provided: HashSet::new(), nested }
+    }
+
     /// The value of this name, made when there is none.
     pub(super) fn value(&mut self, name: &str) -> ValueId {
         self.graph.find(name).unwrap_or_else(|| self.graph.add_value(name, None))
@@ -46,15 +53,22 @@ impl Scope {
     pub(super) fn spare_unwritten(&mut self) {
         let Graph { values, spare_infos, initializers, inputs, outputs, .. } = &mut self.graph;
         let listed: HashSet<ValueId> = inputs.iter().chain(&*outputs).copied().collect();
+        let mut first = BTreeMap::new();
         for (value, id) in values.iter().zip((0..).map(ValueId)) {
             if let Some(raw) = &value.raw
                 && value.producer.is_none()
                 && !initializers.contains_key(&id)
                 && !listed.contains(&id)
             {
-                spare_infos.push((id, raw.clone()));
+                first.insert(id, raw.clone());
             }
         }
+        // The declaration that counts stays the first of its value.
+        for (id, later) in std::mem::take(spare_infos) {
+            spare_infos.extend(first.remove(&id).map(|raw| (id, raw)));
+            spare_infos.push((id, later));
+        }
+        spare_infos.extend(first);
     }
 }
 
@@ -71,22 +85,27 @@ pub(super) fn declare(scope: &mut Scope, raw: Bytes, what: &str) -> Result<Value
     }
     let id = scope.value(&info.name);
     let value = &mut scope.graph.values[id.0 as usize];
-    if value.raw.is_some() && (what != "output" || scope.inputs.contains(&id)) {
+    if what == "output" && (scope.inputs.contains(&id) || !scope.outputs.insert(id)) {
+        scope.graph.output_infos.push((id, raw));
+    } else if value.raw.is_some() && what != "output" {
         if what == "value" {
             scope.graph.spare_infos.push((id, raw));
         }
     } else {
-        let declared = info.ty.and_then(|t| t.tensor).and_then(|t| {
-            let dtype = DType::from_onnx(t.elem_type)?;
-            let dims = t.shape.map(|s| s.dim.into_iter().map(|d| dim(d.value, d.param)).collect());
-            Some(TensorType { dtype, dims })
-        });
-        value.ty = declared.or(value.ty.take());
+        value.ty = tensor_type(info.ty).or(value.ty.take());
         if let Some(before) = value.raw.replace(raw) {
             scope.graph.spare_infos.push((id, before));
         }
     }
     Ok(id)
+}
+
+/// The type, when it is that of a tensor of known elements.
+pub(super) fn tensor_type(ty: Option<TypeProto>) -> Option<TensorType> {
+    let tensor = ty?.tensor?;
+    let dtype = DType::from_onnx(tensor.elem_type)?;
+    let dims = tensor.shape.map(|s| s.dim.into_iter().map(|d| dim(d.value, d.param)).collect());
+    Some(TensorType { dtype, dims })
 }
 
 fn dim(value: Option<i64>, param: Option<String>) -> Dim {

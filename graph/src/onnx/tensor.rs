@@ -140,6 +140,9 @@ fn typed_data(fields: &[Field], dtype: DType, needed: usize) -> Result<Bytes, St
     {
         return Ok(b.clone());
     }
+    if dtype.bits() == 6 {
+        return packed_sixes(chunks);
+    }
     let width = dtype.bits().div_ceil(8).min(8);
     let mut data = Vec::new();
     chunks.try_for_each(|field| {
@@ -153,6 +156,22 @@ fn typed_data(fields: &[Field], dtype: DType, needed: usize) -> Result<Bytes, St
             return Err(format!("holds more than the {needed} bytes that its shape needs"));
         }
         Ok::<_, String>(())
+    })?;
+    Ok(Bytes::from(data))
+}
+
+/// Elements of six bits, stored one an entry, as a stream of bits with the lowest first.
+fn packed_sixes<'a>(mut chunks: impl Iterator<Item = &'a Field>) -> Result<Bytes, String> {
+    let (mut data, mut at) = (Vec::new(), 0usize);
+    chunks.try_for_each(|field| {
+        integers(field, |v| {
+            let bits = (v as u16 & 0x3f) << (at % 8);
+            data.resize((at + 6).div_ceil(8), 0);
+            for (byte, bits) in data[at / 8..].iter_mut().zip(bits.to_le_bytes()) {
+                *byte |= bits;
+            }
+            at += 6;
+        })
     })?;
     Ok(Bytes::from(data))
 }
@@ -232,9 +251,18 @@ fn entry(field: &Field) -> Result<StringStringEntryProto, String> {
     StringStringEntryProto::decode(field.bytes()?).map_err(|e| e.to_string())
 }
 
+/// The fields of an encoded TensorProto that are neither its name nor about its data.
+pub(crate) fn rest(encoded: &Bytes) -> Bytes {
+    wire::kept(encoded, |number| !matches!(number, 1..=11 | 13 | 14))
+}
+
 /// The TensorProto of an initializer that keeps whether it is a literal.
 pub(super) fn encode_initializer(name: &str, init: &Initializer) -> Message {
-    let mut m = encode(name, &init.tensor);
+    let mut m = encode(name, &init.tensor, Bytes::new());
+    let marks = |field: &Field| field.number == 16 && entry(field).is_ok_and(|e| e.key == LITERAL);
+    for field in wire::fields(&init.rest()).flatten().filter(|field| !marks(field)) {
+        m.encoded(field.raw);
+    }
     if init.literal {
         let mut mark = Message::default();
         mark.text(1, LITERAL);
@@ -243,8 +271,21 @@ pub(super) fn encode_initializer(name: &str, init: &Initializer) -> Message {
     m
 }
 
-/// A TensorProto; the data is a piece of its own.
-pub(super) fn encode(name: &str, tensor: &Tensor) -> Message {
+/// An encoded TensorProto (or, `sparse`, SparseTensorProto) under another name; the data is not copied.
+pub(super) fn renamed(encoded: &Bytes, sparse: bool, name: &str) -> Message {
+    let mut m = Message::default();
+    for field in wire::fields(encoded).flatten() {
+        match (sparse, field.number, &field.content) {
+            (true, 1, Content::Bytes(values)) => m.message(1, renamed(values, false, name)),
+            (false, 8, _) => m.text(8, name),
+            _ => m.encoded(field.raw),
+        }
+    }
+    m
+}
+
+/// A TensorProto of this name and data, with `rest` fields; the data is a piece of its own.
+pub(super) fn encode(name: &str, tensor: &Tensor, rest: Bytes) -> Message {
     let mut m = Message::default();
     for &d in tensor.shape() {
         m.int(1, d as i64);
@@ -260,5 +301,6 @@ pub(super) fn encode(name: &str, tensor: &Tensor) -> Message {
             m.bytes(9, tensor.bytes());
         }
     }
+    m.encoded(rest);
     m
 }

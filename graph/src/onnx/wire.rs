@@ -2,7 +2,8 @@
 //! splits a message into fields without copying, and a writer that collects pieces whose lengths are known
 //! before the first byte is written.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use std::collections::HashSet;
 use std::io::Write;
 
 /// What a field holds.
@@ -107,6 +108,15 @@ impl Fields {
         };
         Ok(Field { number, raw: self.rest.split_to(at), content })
     }
+}
+
+/// The fields of a message whose numbers `keep` accepts, encoded.
+pub(super) fn kept(message: &Bytes, keep: impl Fn(u32) -> bool) -> Bytes {
+    let mut all = BytesMut::new();
+    for field in fields(message).map_while(Result::ok).filter(|field| keep(field.number)) {
+        all.extend_from_slice(&field.raw);
+    }
+    all.freeze()
 }
 
 /// A base-128 integer at the start of `bytes`, and how many bytes it takes.
@@ -264,9 +274,10 @@ impl ByNumber {
         self.fields.push((number, message));
     }
 
-    /// Adds fields kept from a file.
+    /// Adds fields kept from a file, but those that are there already.
     pub(super) fn rest(&mut self, rest: &Bytes) {
-        for field in fields(rest).flatten() {
+        let there: HashSet<u32> = self.fields.iter().map(|(number, _)| *number).collect();
+        for field in fields(rest).flatten().filter(|field| !there.contains(&field.number)) {
             self.put(field.number, |m| m.encoded(field.raw));
         }
     }

@@ -1,12 +1,13 @@
 //! [`Graph`] to ONNX bytes. The encoded model is a list of pieces: small ones made here, large ones slices of
 //! the mapped file or of tensors. All lengths are known before the first byte is written.
 
+use super::attribute::{Former, says};
 use super::proto::attribute_type;
-use super::wire::{ByNumber, Message};
-use super::{external, tensor};
-use crate::{Attr, Dim, Graph, GraphError, LIMBECK, Node, Value, ValueId};
+use super::wire::{self, ByNumber, Message};
+use super::{external, info, tensor};
+use crate::{Attr, Graph, GraphError, LIMBECK, Node, ValueId};
 use bytes::Bytes;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::path::Path;
 
 /// Largest message that protobuf readers accept.
@@ -77,7 +78,9 @@ impl Writer {
         }
         let mut m = ByNumber::default();
         let meta = &graph.meta;
-        m.put(1, |m| m.int(1, meta.ir_version));
+        if meta.ir_version != 0 {
+            m.put(1, |m| m.int(1, meta.ir_version));
+        }
         if !meta.producer.is_empty() {
             m.put(2, |m| m.text(2, &meta.producer));
         }
@@ -86,17 +89,15 @@ impl Writer {
         let mut used = HashSet::new();
         domains(graph, &mut used);
         let own = (used.contains(LIMBECK) && graph.opset(LIMBECK).is_none()).then(|| (LIMBECK.to_owned(), 1));
+        let entry = |message: Message| {
+            let written = message.into_bytes();
+            meta.entries.get(&written).cloned().unwrap_or(written)
+        };
         for (domain, version) in meta.opsets.iter().chain(&own) {
-            let mut id = Message::default();
-            id.text(1, domain);
-            id.int(2, *version);
-            m.put(8, |m| m.message(8, id));
+            m.put(8, |m| m.bytes(8, entry(opset(domain, *version))));
         }
         for (key, value) in &meta.metadata {
-            let mut entry = Message::default();
-            entry.text(1, key);
-            entry.text(2, value);
-            m.put(14, |m| m.message(14, entry));
+            m.put(14, |m| m.bytes(14, entry(property(key, value))));
         }
         for function in &meta.functions {
             m.put(25, |m| m.bytes(25, function.clone()));
@@ -144,34 +145,43 @@ impl Writer {
             m.put(2, |m| m.text(2, &graph.name));
         }
         for (id, init) in &graph.initializers {
-            let raw = init.raw.as_ref().filter(|_| init.external.is_none() || !self.embed);
-            match raw {
-                Some(raw) => {
-                    let number = if init.sparse { 15 } else { 5 };
-                    m.put(number, |m| m.bytes(number, raw.clone()));
-                    if let Some(external) = &init.external {
-                        self.external.insert(external.location.clone(), external.file.clone());
-                    }
-                }
-                None => m.put(5, |m| m.message(5, tensor::encode_initializer(graph.name_of(*id), init))),
+            let (raw, name) =
+                (init.raw.as_ref().filter(|_| init.external.is_none() || !self.embed), graph.name_of(*id));
+            let number = if init.sparse && raw.is_some() { 15 } else { 5 };
+            m.put(number, |m| match raw {
+                Some(raw) if graph.renamed.contains(id) => m.message(number, tensor::renamed(raw, init.sparse, name)),
+                Some(raw) => m.bytes(number, raw.clone()),
+                None => m.message(number, tensor::encode_initializer(name, init)),
+            });
+            if let (Some(external), true) = (&init.external, raw.is_some()) {
+                self.external.insert(external.location.clone(), external.file.clone());
             }
         }
         for &id in &graph.inputs {
-            m.put(11, |m| value_info(m, 11, graph.value(id), name_of(id)));
+            m.put(11, |m| m.message(11, info::encode(graph.value(id), name_of(id))));
         }
+        let mut again: HashMap<ValueId, VecDeque<&Bytes>> = HashMap::new();
+        for (id, raw) in graph.output_infos.iter().filter(|(id, _)| info::holds(graph.value(*id))) {
+            again.entry(*id).or_default().push_back(raw);
+        }
+        let mut seen: HashSet<ValueId> = graph.inputs.iter().copied().collect();
         for &id in &graph.outputs {
-            m.put(12, |m| value_info(m, 12, graph.value(id), name_of(id)));
+            let own = if seen.insert(id) { None } else { again.get_mut(&id).and_then(VecDeque::pop_front) };
+            m.put(12, |m| match own {
+                Some(raw) => m.message(12, info::named(raw, name_of(id))),
+                None => m.message(12, info::encode(graph.value(id), name_of(id))),
+            });
         }
         let listed: HashSet<ValueId> = graph.inputs.iter().chain(&graph.outputs).copied().collect();
         for id in graph.value_ids().filter(|id| !listed.contains(id)) {
             let value = graph.value(id);
-            let computed = value.producer.is_some() && (value.raw.is_some() || value.ty.is_some());
-            if computed || (value.raw.is_some() && graph.initializer(id).is_some()) {
-                m.put(13, |m| value_info(m, 13, value, &value.name));
+            let constant = graph.initializer(id).is_some();
+            if (constant || value.producer.is_some()) && info::is_declared(value, constant) {
+                m.put(13, |m| m.message(13, info::encode(value, &value.name)));
             }
         }
-        for (_, raw) in graph.spare_infos.iter().filter(|(id, _)| graph.value(*id).raw.is_some()) {
-            m.put(13, |m| m.bytes(13, raw.clone()));
+        for (id, raw) in graph.spare_infos.iter().filter(|(id, _)| info::holds(graph.value(*id))) {
+            m.put(13, |m| m.message(13, info::named(raw, name_of(*id))));
         }
         m.rest(&graph.rest);
         Ok(m.finish())
@@ -189,29 +199,40 @@ impl Writer {
                 m.text(number, operand.map_or("", name_of));
             }
         }
-        m.text_unless_empty(3, &node.name);
+        let read = node.raw.as_ref().or(node.former.as_ref()).map(Former::of).unwrap_or_default();
+        let text = |m: &mut Message, number: u32, text: &str| {
+            if !text.is_empty() || read.empty.contains(&number) {
+                m.text(number, text);
+            }
+        };
+        text(&mut m, 3, &node.name);
         m.text(4, &node.op);
         for (name, attr) in &node.attrs {
-            match attr {
-                Attr::Raw(raw) => m.bytes(5, raw.clone()),
-                attr => {
-                    let attribute = self.attribute(graph, name, attr, name_of)?;
+            match (attr, read.attributes.get(name)) {
+                (Attr::Raw(raw), _) => m.bytes(5, raw.clone()),
+                (attr, Some(raw)) if says(raw, attr) => m.bytes(5, raw.clone()),
+                (attr, read) => {
+                    let attribute = self.attribute(graph, name, attr, name_of, read.unwrap_or(&Bytes::new()))?;
                     m.message(5, attribute);
                 }
             }
         }
-        m.text_unless_empty(7, &node.domain);
-        m.text_unless_empty(8, &node.overload);
-        m.encoded(node.rest.clone());
+        // In the order of their numbers, as protobuf writers do.
+        m.encoded(wire::kept(&node.rest, |number| number < 7));
+        text(&mut m, 7, &node.domain);
+        text(&mut m, 8, &node.overload);
+        m.encoded(wire::kept(&node.rest, |number| number > 8));
         Ok(m)
     }
 
+    /// An AttributeProto; `read` is the encoded one that it takes the place of, or empty.
     fn attribute<'g>(
         &mut self,
         graph: &Graph,
         name: &str,
         attr: &Attr,
         name_of: &impl Fn(ValueId) -> &'g str,
+        read: &Bytes,
     ) -> Result<Message, GraphError> {
         use attribute_type::*;
         let mut m = Message::default();
@@ -230,7 +251,7 @@ impl Writer {
                 STRING
             }
             Attr::Tensor(t) => {
-                m.message(5, tensor::encode("", t));
+                m.message(5, tensor::encode("", t, Bytes::new()));
                 TENSOR
             }
             Attr::Graph(g) => {
@@ -258,7 +279,9 @@ impl Writer {
             // Written by the caller, whole.
             Attr::Raw(_) => return Ok(m),
         };
+        m.encoded(wire::kept(read, |number| number == 13));
         m.int(20, i64::from(kind));
+        m.encoded(wire::kept(read, |number| number > 23));
         Ok(m)
     }
 
@@ -276,33 +299,18 @@ impl Writer {
     }
 }
 
-/// A ValueInfoProto as field `number`.
-fn value_info(m: &mut Message, number: u32, value: &Value, name: &str) {
-    if let Some(raw) = value.raw.as_ref().filter(|_| value.name == name) {
-        m.bytes(number, raw.clone());
-        return;
-    }
-    let mut info = Message::default();
-    info.text(1, name);
-    if let Some(ty) = &value.ty {
-        let mut tensor = Message::default();
-        tensor.int(1, i64::from(ty.dtype.to_onnx()));
-        if let Some(dims) = &ty.dims {
-            let mut shape = Message::default();
-            for d in dims {
-                let mut dim = Message::default();
-                match d {
-                    Dim::Known(n) => dim.int(1, *n as i64),
-                    Dim::Named(n) => dim.text(2, n),
-                    Dim::Unknown => {}
-                }
-                shape.message(1, dim);
-            }
-            tensor.message(2, shape);
-        }
-        let mut ty = Message::default();
-        ty.message(1, tensor);
-        info.message(2, ty);
-    }
-    m.message(number, info);
+/// An entry of the imported opsets.
+pub(super) fn opset(domain: &str, version: i64) -> Message {
+    let mut m = Message::default();
+    m.text(1, domain);
+    m.int(2, version);
+    m
+}
+
+/// An entry of the model's metadata.
+pub(super) fn property(key: &str, value: &str) -> Message {
+    let mut m = Message::default();
+    m.text(1, key);
+    m.text(2, value);
+    m
 }

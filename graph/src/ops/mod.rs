@@ -7,6 +7,7 @@
 mod activation;
 mod arrange;
 mod attention;
+mod attributes;
 mod bits;
 mod boxes;
 mod control;
@@ -117,13 +118,12 @@ pub fn find(domain: &str, name: &str) -> Option<&'static OpSpec> {
     all().find(|o| o.name == name && o.domain == domain)
 }
 
-/// The operator of a node, or an error that names it.
+/// The operator of a node, or an error that names it or an attribute that it does not have.
 pub fn spec_of(node: &Node, label: &str) -> Result<&'static OpSpec, GraphError> {
-    find(node.domain_or_default(), &node.op).ok_or_else(|| GraphError::Node {
-        node: label.into(),
-        op: node.full_op(),
-        reason: "Limbeck does not know this operator; only reading, writing and running on an engine work".into(),
-    })
+    let refuse = |reason: String| GraphError::Node { node: label.into(), op: node.full_op(), reason };
+    let unknown = "Limbeck does not know this operator; only reading, writing and running on an engine work";
+    let spec = find(node.domain_or_default(), &node.op).ok_or_else(|| refuse(unknown.into()))?;
+    attributes::unknown(node).map_or(Ok(spec), |reason| Err(refuse(reason)))
 }
 
 /// What type inference sees of a node.

@@ -267,6 +267,138 @@ def unknown_fields():
     return parts[:at] + tag(7, body) + parts[at:] + field
 
 
+def everything():
+    """Every message and every kind of field that IR version 13 has, in one model that no engine runs."""
+    T = TensorProto
+    note = onnx.StringStringEntryProto(key="made", value="by make.py")
+
+    def noted(message, doc=True):
+        message.metadata_props.append(note)
+        if doc:
+            message.doc_string = "a note"
+        return message
+
+    def raw(name, dtype, dims, data):
+        return noted(onnx.TensorProto(name=name, data_type=dtype, dims=dims, raw_data=data))
+
+    def value(name, ty):
+        return noted(helper.make_value_info(name, ty))
+
+    tensor = helper.make_tensor_type_proto(F32, ["n", 3, None])
+    tensor.denotation = "IMAGE"
+    tensor.tensor_type.shape.dim[0].denotation = "DATA_BATCH"
+    opaque = onnx.TypeProto()
+    opaque.opaque_type.domain, opaque.opaque_type.name = "org.example", "Thing"
+    types = {
+        "x": tensor,
+        "flag": helper.make_tensor_type_proto(BOOL, []),
+        "sequence": helper.make_sequence_type_proto(tensor),
+        "optional": helper.make_optional_type_proto(helper.make_sequence_type_proto(tensor)),
+        "map": helper.make_map_type_proto(T.STRING, tensor),
+        "sparse": helper.make_sparse_tensor_type_proto(F32, [2, 3]),
+        "opaque": opaque,
+        "unranked": helper.make_tensor_type_proto(F32, None),
+        "tiny": helper.make_tensor_type_proto(T.FLOAT6E3M2, [4]),
+    }
+    weights = [
+        raw("w.f32", F32, [2], b"\0" * 8), raw("w.f16", T.FLOAT16, [2], b"\0" * 4),
+        raw("w.bf16", T.BFLOAT16, [1], b"\x80\x3f"), raw("w.f64", T.DOUBLE, [], b"\0" * 8),
+        raw("w.c64", T.COMPLEX64, [1], b"\0" * 8), raw("w.c128", T.COMPLEX128, [1], b"\0" * 16),
+        raw("w.i4", T.INT4, [3], b"\x7f\x08"), raw("w.u4", T.UINT4, [1], b"\x0f"),
+        raw("w.i2", T.INT2, [5], b"\x1b\x03"), raw("w.u2", T.UINT2, [4], b"\xe4"),
+        raw("w.f4", T.FLOAT4E2M1, [2], b"\x21"), raw("w.f6", T.FLOAT6E2M3, [4], b"\x01\x20\x0c"),
+        raw("w.f6b", T.FLOAT6E3M2, [1], b"\x3f"), raw("w.f8a", T.FLOAT8E4M3FN, [1], b"\x38"),
+        raw("w.f8b", T.FLOAT8E4M3FNUZ, [1], b"\x38"), raw("w.f8c", T.FLOAT8E5M2, [1], b"\x38"),
+        raw("w.f8d", T.FLOAT8E5M2FNUZ, [1], b"\x38"), raw("w.f8e", T.FLOAT8E8M0, [1], b"\x7f"),
+        raw("w.bool", BOOL, [2], b"\1\0"),
+        noted(helper.make_tensor("w.words", T.STRING, [2], [b"lim", "b\u00e9ck".encode()])),
+    ]
+
+    def node(op, inputs, outputs, **attributes):
+        made = noted(helper.make_node(op, inputs, outputs, name=op.lower() + "." + outputs[0], **attributes))
+        for attribute in made.attribute:
+            attribute.doc_string = "a note"
+        device = made.device_configurations.add(configuration_id="two", pipeline_stage=1)
+        spec = device.sharding_spec.add(tensor_name=outputs[0], device=[0, 1])
+        spec.index_to_device_group_map.add(key=-1, value=[0, 1])
+        dim = spec.sharded_dim.add(axis=0)
+        dim.simple_sharding.add(dim_value=2, num_shards=2)
+        return made
+
+    def body(name, nodes, inputs, outputs):
+        made = noted(helper.make_graph(nodes, name, inputs, outputs, [raw(name + ".w", F32, [1], b"\0" * 4)]))
+        made.value_info.append(value(nodes[0].output[0], tensor))
+        made.quantization_annotation.add(tensor_name=nodes[0].output[0]).quant_parameter_tensor_names.append(note)
+        return made
+
+    def branch(name):
+        nodes = [node("Neg", ["x"], [name + ".n"]), node("Abs", [name + ".n"], [name])]
+        return body(name, nodes, [], [value(name, tensor)])
+
+    scalar, truth = helper.make_tensor_type_proto(I64, []), helper.make_tensor_type_proto(BOOL, [])
+    loop = body("loop", [node("Add", ["s", "x"], ["sum"]), node("Identity", ["go"], ["go_on"])],
+                [value("i", scalar), value("go", truth), value("s", tensor)], [value("go_on", truth), value("sum", tensor)])
+    scan = body("scan", [node("Add", ["a", "b"], ["c"]), node("Identity", ["c"], ["d"])],
+                [value("a", tensor), value("b", tensor)], [value("c", tensor), value("d", tensor)])
+    places = numpy_helper.from_array(np.array([1], np.int64))
+    stored = helper.make_sparse_tensor(numpy_helper.from_array(np.ones(1, np.float32)), places, [3])
+    kinds = node("Kinds", ["x", "", "w.f32"], ["kinds", "", "opaque.out"], domain="org.example", overload="wide", f=0.5,
+                 i=-1, s=b"\xff", t=raw("inner", F32, [1], b"\0" * 4), floats=[0.5, -1.0], ints=[1, -1], strings=["a", ""],
+                 g=branch("kind"), tp=tensor, sparse=stored)
+    for name, kind, field, content in (
+            ("tensors", "TENSORS", "tensors", weights[:2]), ("graphs", "GRAPHS", "graphs", [branch("g1"), branch("g2")]),
+            ("types", "TYPE_PROTOS", "type_protos", [tensor, opaque]), ("sparses", "SPARSE_TENSORS", "sparse_tensors", [stored])):
+        attribute = kinds.attribute.add(name=name, type=getattr(onnx.AttributeProto, kind), doc_string="a note")
+        getattr(attribute, field).extend(content)
+    nodes = [
+        kinds, node("If", ["flag"], ["chosen"], then_branch=branch("then"), else_branch=branch("else")),
+        node("Loop", ["", "flag", "x"], ["looped"], body=loop), node("Scan", ["x", "chosen"], ["scanned", "all"], body=scan, num_scan_inputs=1),
+        node("FusedMatMul", ["x", "looped"], ["product"], domain="com.microsoft", alpha=0.5),
+        node("Odd", ["x", "sequence"], ["odd", "hidden"], domain="org.example"),
+    ]
+    outputs = ["kinds", "opaque.out", "chosen", "looped", "scanned", "all", "product"]
+    graph = noted(helper.make_graph(nodes, "everything", [value(*item) for item in types.items()],
+                                    [value(name, tensor) for name in outputs], weights))
+    graph.output.append(value("odd", types["optional"]))
+    graph.value_info.append(value("hidden", types["map"]))
+    graph.quantization_annotation.add(tensor_name="x").quant_parameter_tensor_names.append(note)
+    functions = []
+    for overload in ("", "wide"):
+        made = helper.make_function("org.example", "Kinds", ["a"], ["b"], [node("Neg", ["a"], ["b"])],
+                                    [helper.make_opsetid("", 24)], ["f"], overload=overload)
+        made.attribute_proto.append(helper.make_attribute("level", 3))
+        made.value_info.append(value("b", tensor))
+        functions.append(noted(made))
+    imports = [helper.make_opsetid("org.example", 1), helper.make_opsetid("com.microsoft", 1)]
+    made = noted(model(graph, opset=24, extra=imports, functions=functions))
+    made.ir_version, made.producer_version, made.domain, made.model_version = 13, "1", "org.example", 2
+    training = made.training_info.add()
+    training.initialization.CopyFrom(branch("init"))
+    training.algorithm.CopyFrom(branch("train"))
+    training.initialization_binding.append(note)
+    training.update_binding.append(note)
+    made.configuration.add(name="two", num_devices=2, device=["a", "b"])
+    onnx.load_model_from_string(marked(made))
+    return marked(made)
+
+
+def marked(message):
+    """A message as protobuf writes it, with a field 996 that nobody knows at the end of each message inside."""
+    out = b""
+    for field, content in message.ListFields():
+        if field.type != field.TYPE_MESSAGE:
+            alone = type(message)()
+            if field.is_repeated:
+                getattr(alone, field.name).extend(content)
+            else:
+                setattr(alone, field.name, content)
+            out += alone.SerializeToString()
+        else:
+            for inner in content if field.is_repeated else [content]:
+                out += tag(field.number, marked(inner))
+    return out + b"\xa2\x3e\x05hello"
+
+
 def tag(number, content):
     def varint(n):
         out = b""
@@ -289,6 +421,7 @@ def main():
         (folder / f"{make.__name__}.onnx").write_bytes(made.SerializeToString())
     (folder / "unknown_fields.onnx").write_bytes(unknown_fields())
     onnx.load_from_string(unknown_fields())
+    (folder / "everything.onnx").write_bytes(everything())
     external(folder)
     (folder / "carried.onnx").write_bytes(carried(folder).SerializeToString())
     # What the ONNX Runtime says about the old forms, which the canonical ones are compared with.
