@@ -133,7 +133,8 @@ impl Tensor {
 
     /// Number of elements.
     pub fn len(&self) -> usize {
-        self.shape.iter().product()
+        // What was made has a number of elements; a 0 among the extents makes any others harmless.
+        element_count(&self.shape).unwrap_or(0)
     }
 
     /// True when there is no element.
@@ -283,7 +284,7 @@ impl Tensor {
         let (Some((&n, rest)), Data::Bytes(b)) = (self.shape.split_first(), &self.data) else {
             return Err(TensorError::Convert { from: self.dtype, to: self.dtype });
         };
-        let row = self.dtype.byte_len(rest.iter().product()).unwrap_or(0);
+        let row = element_count(rest).and_then(|n| self.dtype.byte_len(n)).unwrap_or(0);
         if range.start > range.end || range.end > n || self.dtype.bits() < 8 {
             let needed = range.end.saturating_mul(row);
             return Err(TensorError::Length { shape: self.shape.clone(), dtype: self.dtype, needed, got: b.len() });
