@@ -177,6 +177,14 @@ impl Net {
             }
         }
         let mut bound = graph.clone();
+        // A weight that its file holds as a literal is no part of what may be computed now: it is trained.
+        for name in &self.parameters {
+            if let Some(id) = bound.find(name).filter(|id| bound.is_literal(*id))
+                && let Some(tensor) = bound.initializer(id).cloned()
+            {
+                bound.set_initializer(id, tensor);
+            }
+        }
         let settled: Vec<(&str, usize)> = dims.iter().filter_map(|(name, n)| Some((*name, (*n)?))).collect();
         bound.bind_dims(&settled)?;
         let mut open = false;
