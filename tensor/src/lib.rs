@@ -18,7 +18,10 @@ pub use io::TensorMap;
 pub use map::{map_file, release_pages};
 pub use tensor::Tensor;
 
-/// Number of elements of a shape, or `None` when it does not fit a `usize`.
+/// Number of elements of a shape, or `None` when its extents other than 0 multiply to more than `isize::MAX`.
 pub fn element_count(shape: &[usize]) -> Option<usize> {
-    shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d))
+    // Extents beside a 0 count too: views and rows multiply them.
+    let most = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d.max(1)))?;
+    isize::try_from(most).ok()?;
+    Some(if shape.contains(&0) { 0 } else { most })
 }
