@@ -5,7 +5,7 @@
 #[path = "../autodiff/tests/common/mod.rs"]
 mod common;
 
-use common::{Case, Operand};
+use common::Case;
 use limbeck::runtime::{CompileOptions, Engine, Form, Model, engines};
 use limbeck::tensor::{DType, Tensor};
 use serde_json::Value;
@@ -22,17 +22,6 @@ const LESS_EXACT: &[(&str, &str, f64, &str)] = &[(
     "round(x / s) - x / s cancels, and tract multiplies by 1 / s, which rounds twice",
 )];
 
-fn operand(v: &Value) -> Operand {
-    if v.is_null() {
-        return Operand::Absent;
-    }
-    let tensor = match v["dtype"].as_str().unwrap() {
-        "float" => common::floats(DType::F32, v),
-        integer => common::integers(integer, common::extents(&v["shape"]), &v["data"]),
-    };
-    if v["const"] == true { Operand::Constant(tensor) } else { Operand::Input(tensor) }
-}
-
 /// The worst relative error of loss and gradients of a case.
 fn error(v: &Value, case: &Case, engine: &dyn Engine, form: Form) -> Result<f64, String> {
     let mut cotangents = v["cotangents"].as_array().unwrap().iter();
@@ -48,17 +37,7 @@ fn error(v: &Value, case: &Case, engine: &dyn Engine, form: Form) -> Result<f64,
     let feeds = case.feeds();
     let feeds: Vec<(&str, &Tensor)> = feeds.iter().map(|(n, t)| (n.as_str(), t)).collect();
     let result = program.infer(&feeds).map_err(|e| e.to_string())?;
-    let loss = v["loss"].as_f64().unwrap();
-    let mut worst = (result["loss"].to_f64_vec().unwrap()[0] - loss).abs() / loss.abs().max(1.0);
-    for (i, reference) in v["grads"].as_array().unwrap().iter().enumerate().filter(|(_, g)| !g.is_null()) {
-        let found = &result[&format!("g{i}")];
-        if found.shape() != common::extents(&reference["shape"]) {
-            return Err(format!("gradient {i} has shape {:?}", found.shape()));
-        }
-        let e = common::relative_error(&found.to_f64_vec().unwrap(), &common::numbers(&reference["data"]));
-        worst = if e.is_nan() { f64::INFINITY } else { worst.max(e) };
-    }
-    Ok(worst)
+    common::worst_error(v, &result)
 }
 
 #[test]
@@ -70,7 +49,10 @@ fn gradients_on_every_engine_agree_with_torch() {
     for engine in engines() {
         for &form in engine.forms() {
             for v in cases {
-                let case = Case::new(v, v["inputs"].as_array().unwrap().iter().map(operand).collect());
+                let case = Case::new(
+                    v,
+                    v["inputs"].as_array().unwrap().iter().map(|o| common::operand(o, DType::F32)).collect(),
+                );
                 let label = case.label();
                 let listed =
                     LESS_EXACT.iter().find(|(name, start, ..)| *name == engine.name() && label.starts_with(start));

@@ -260,6 +260,35 @@ fn what_sets_operators_up_is_not_trained() {
     assert_eq!(net.parameters(), ["weight"]);
 }
 
+/// Rows are counted: the gradient of the sum of results for a bias.
+#[test]
+fn a_bias_that_its_file_holds_as_a_literal_is_not_folded_before_it_is_trained() {
+    let cx = Cx::new("literal", DType::F32);
+    let l = Layers::new(&cx, 3);
+    let product = l.input("x", &[3]).matmul(l.normal("weight", &[3, 2], 1.0));
+    let bias = cx.constant(Tensor::new([2], vec![0.5f32, -1.0]).unwrap());
+    let name = bias.name();
+    cx.output("y", product + bias.reshape(&[1, 2]));
+    let net = Net::from_graph(cx.finish().unwrap()).unwrap();
+    assert!(net.graph().is_literal(net.graph().find(&name).unwrap()));
+    assert_eq!(net.parameters(), ["weight", &name]);
+    let step = build_step("literal", DType::F32, |s| {
+        let x = s.batch("x", DType::F32, &[5, 3])?;
+        let params = s.params("student", &net, StateRole::Parameter)?;
+        let loss = s.apply(&net, &[x], &params, &params)?.first()?.sum(&[]);
+        s.loss("loss", loss);
+        let group = Group { params: &params, lr_scale: 1.0, weight_decay: 0.0 };
+        s.minimise("", loss, &[group], &SGD, GradOptions::default())
+    })
+    .unwrap();
+    let mut feeds = step.initial.clone();
+    feeds.insert("x".into(), Tensor::new([5, 3], vec![1f32; 15]).unwrap());
+    feeds.insert("lr".into(), Tensor::scalar(0.1f32));
+    let found = values(&step.graph.evaluate(&feeds).unwrap(), &format!("student/{name}.next"));
+    let e = common::relative_error(&found, &[0.5 - 0.1 * 5.0, -1.0 - 0.1 * 5.0], 0.0);
+    assert!(e < 1e-6, "{found:?}");
+}
+
 /// A linear layer of float64 with a constant and a Cast to its width.
 fn double() -> Net {
     let cx = Cx::new("double", DType::F64);

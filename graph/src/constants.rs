@@ -106,6 +106,11 @@ impl Graph {
         self.initializers.shift_remove(&id).map(|i| i.tensor)
     }
 
+    /// The constant behind a value that nothing can replace: an input's default is none.
+    pub(crate) fn settled(&self, id: ValueId) -> Option<Tensor> {
+        self.constant(id).filter(|_| !self.inputs.contains(&id))
+    }
+
     /// The constant behind a value: an initializer, or the output of a Constant node holding a tensor.
     pub fn constant(&self, id: ValueId) -> Option<Tensor> {
         if let Some(t) = self.initializer(id) {

@@ -6,6 +6,7 @@ use crate::types::{Dim, TensorType};
 use crate::{GraphError, Node};
 use bytes::Bytes;
 use indexmap::IndexMap;
+use limbeck_tensor::DType;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Names a value of one graph.
@@ -126,6 +127,12 @@ impl Graph {
             output_infos: vec![],
             rest: Bytes::new(),
         }
+    }
+
+    /// The float type that the graph computes in: that of its first float value, float32 without one.
+    pub(crate) fn float(&self) -> DType {
+        let first = self.value_ids().filter_map(|v| self.ty(v)).find(|t| t.dtype.is_float());
+        first.map_or(DType::F32, |t| t.dtype)
     }
 
     /// Version of an imported domain ("" is ai.onnx).

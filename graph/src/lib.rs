@@ -26,7 +26,7 @@ pub use builder::{Cx, Rewrite, Var};
 pub use composites::{COMPOSITES, batch_norm, compose, dropout, momentum};
 pub use constants::Initializer;
 pub use error::{GraphError, OpError};
-pub use import::{ImportOptions, ImportReport, NodeRewrite};
+pub use import::{ImportOptions, ImportReport};
 pub use infer::infer_node;
 pub use ir::{Capture, Graph, IR_VERSION, LIMBECK, Meta, NodeId, OPSET, Value, ValueId};
 pub use lower::{FUSED_OPS, Form};

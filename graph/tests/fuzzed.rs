@@ -1,28 +1,15 @@
 //! What fuzzing found stays found: inputs that once broke a rule, replayed without the fuzzer.
 
 mod any_bytes;
-
-use std::path::Path;
-
-/// Calls `check` with every kept input of a fuzz target.
-fn replay(target: &str, check: fn(&[u8])) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/regressions").join(target);
-    let mut files: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-    files.sort();
-    assert!(!files.is_empty(), "{} is empty", folder.display());
-    for file in files {
-        let data = std::fs::read(&file).unwrap();
-        let caught = std::panic::catch_unwind(|| check(&data));
-        assert!(caught.is_ok(), "{}", file.display());
-    }
-}
+#[path = "../../fuzz/replay.rs"]
+mod replay;
 
 #[test]
 fn models() {
-    replay("onnx", any_bytes::codec);
+    replay::replay("onnx", any_bytes::codec);
 }
 
 #[test]
 fn imports() {
-    replay("import", any_bytes::import);
+    replay::replay("import", any_bytes::import);
 }

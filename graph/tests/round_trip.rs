@@ -7,6 +7,7 @@ mod any_bytes;
 use any_bytes::{described, round_trip, touch};
 use bytes::Bytes;
 use limbeck_graph::Graph;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 fn models(folder: &Path) -> Vec<PathBuf> {
@@ -19,7 +20,8 @@ fn models(folder: &Path) -> Vec<PathBuf> {
 #[test]
 fn node_tests_come_back() {
     let Some(folder) = std::env::var_os("LIMBECK_NODE_TESTS") else {
-        eprintln!("skipped: LIMBECK_NODE_TESTS is not set; `cargo xtask test` provides the node tests");
+        // Written past the harness, which would keep it to itself.
+        writeln!(std::io::stderr(), "NOT TESTED: ONNX's node tests (`cargo xtask test` generates them)").unwrap();
         return;
     };
     let models = models(Path::new(&folder));

@@ -2,17 +2,12 @@
 
 mod any_bytes;
 mod common;
+#[path = "../../fuzz/replay.rs"]
+mod replay;
 
 #[test]
 fn bundles() {
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/regressions/bundle");
-    let files: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-    assert!(!files.is_empty(), "{} is empty", folder.display());
-    for file in files {
-        let data = std::fs::read(&file).unwrap();
-        let caught = std::panic::catch_unwind(|| any_bytes::bundle(&data));
-        assert!(caught.is_ok(), "{}", file.display());
-    }
+    replay::replay("bundle", any_bytes::bundle);
 }
 
 /// The seed of the fuzz target is a bundle as the other tests have it, in use. `LIMBECK_BLESS=1` writes it anew.

@@ -50,9 +50,10 @@ pub(super) fn run(args: &Args, json: bool) -> Result<bool> {
     Ok(true)
 }
 
-/// The float initializers of a file, and with `inputs` its float inputs, by name.
+/// The float initializers of a file that are no literals, and with `inputs` its float inputs, by name.
 fn wanted(graph: &Graph, inputs: bool) -> Vec<String> {
-    let initializers = graph.initializers().filter(|(_, t)| t.dtype().is_float()).map(|(id, _)| id);
+    let initializers =
+        graph.initializers().filter(|(id, t)| t.dtype().is_float() && !graph.is_literal(*id)).map(|(id, _)| id);
     let fed =
         graph.inputs.iter().copied().filter(|&id| {
             inputs && graph.initializer(id).is_none() && graph.ty(id).is_some_and(|t| t.dtype.is_float())

@@ -57,6 +57,34 @@ pub(crate) enum Operand {
     Input(Tensor),
 }
 
+/// The operand that a case of `gradients.json` states, with floats of this type.
+pub(crate) fn operand(v: &Value, float: DType) -> Operand {
+    if v.is_null() {
+        return Operand::Absent;
+    }
+    let tensor = match v["dtype"].as_str().expect("a dtype") {
+        "float" => floats(float, v),
+        integer => integers(integer, extents(&v["shape"]), &v["data"]),
+    };
+    if v["const"] == true { Operand::Constant(tensor) } else { Operand::Input(tensor) }
+}
+
+/// The worst relative error of the gradients of a case of `gradients.json`, and of its loss where that is above 1, in what
+/// a graph of [`Case::graph`] gave.
+pub(crate) fn worst_error(v: &Value, result: &Feeds) -> Result<f64, String> {
+    let loss = v["loss"].as_f64().expect("a loss");
+    let mut worst = (result["loss"].to_f64_vec().expect("a number")[0] - loss).abs() / loss.abs().max(1.0);
+    for (i, reference) in v["grads"].as_array().expect("gradients").iter().enumerate().filter(|(_, g)| !g.is_null()) {
+        let found = &result[&format!("g{i}")];
+        if found.shape() != extents(&reference["shape"]) {
+            return Err(format!("gradient {i} has shape {:?}", found.shape()));
+        }
+        let e = relative_error(&found.to_f64_vec().expect("numbers"), &numbers(&reference["data"]));
+        worst = if e.is_nan() { f64::NAN } else { worst.max(e) };
+    }
+    Ok(worst)
+}
+
 /// One operation, its operands, and a cotangent for each float output.
 pub(crate) struct Case {
     /// Operator with its domain.

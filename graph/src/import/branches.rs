@@ -22,8 +22,8 @@ impl Graph {
     /// The branch that an `If` with a constant condition takes.
     fn taken_branch(&self, id: NodeId) -> Option<Graph> {
         let node = self.node(id);
-        let condition = node.input(0).filter(|c| node.is("", "If") && !self.inputs.contains(c))?;
-        let condition = self.constant(condition).filter(|t| t.dtype() == DType::Bool && t.len() == 1)?;
+        let condition = node.input(0).filter(|_| node.is("", "If"))?;
+        let condition = self.settled(condition).filter(|t| t.dtype() == DType::Bool && t.len() == 1)?;
         let taken = if condition.to_f64_vec().ok()? == [0.0] { "else_branch" } else { "then_branch" };
         match node.attrs.get(taken)? {
             Attr::Graph(branch) => Some((**branch).clone()),

@@ -9,9 +9,8 @@ mod rewrite;
 mod sequences;
 mod unroll;
 
-use crate::{Dim, Graph, GraphError, TensorType};
-pub use rewrite::NodeRewrite;
-
+use crate::lower::plain::plain;
+use crate::{Dim, Graph, GraphError, TensorType, ValueId};
 use limbeck_tensor::{Tensor, TensorMap};
 use std::collections::BTreeMap;
 
@@ -82,7 +81,7 @@ impl Graph {
         }
         report.sequences = before.saturating_sub(self.count_sequences());
         report.removed = self.remove_dead();
-        let (graph, reworded) = std::mem::replace(self, Graph::new("")).rewritten(&mut crate::lower::plain::plain)?;
+        let (graph, reworded) = self.clone().rewritten(&mut plain)?;
         *self = graph;
         report.reworded = reworded;
         self.forget_stale_shapes();
@@ -120,7 +119,7 @@ impl Graph {
         Ok(())
     }
 
-    fn input_called(&self, name: &str) -> Result<crate::ValueId, GraphError> {
+    fn input_called(&self, name: &str) -> Result<ValueId, GraphError> {
         self.find(name).filter(|id| self.inputs.contains(id)).ok_or_else(|| {
             let known: Vec<&str> = self.inputs.iter().map(|&i| self.name_of(i)).collect();
             GraphError::Value { name: name.into(), reason: format!("is no input of the model; there are {known:?}") }

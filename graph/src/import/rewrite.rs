@@ -1,18 +1,18 @@
 //! Rebuilding single nodes of a graph in another way, in their places.
 
 use crate::{Cx, Graph, GraphError, Node, NodeId, ValueId, Var};
-use limbeck_tensor::DType;
 use std::collections::HashMap;
 
 /// Builds a node another way, from the node and its operands to its results; `None` leaves it as it is.
-pub type NodeRewrite<'f> = dyn for<'c> FnMut(&'c Cx, &Node, &[Option<Var<'c>>]) -> Option<Vec<Var<'c>>> + 'f;
+pub(super) type NodeRewrite<'f> = dyn for<'c> FnMut(&'c Cx, &Node, &[Option<Var<'c>>]) -> Option<Vec<Var<'c>>> + 'f;
 
 impl Graph {
     /// The graph with nodes rebuilt by `rewrite`, which sees those outside subgraphs whose operands have static shapes.
     /// Results keep their names. Returns how many nodes were rebuilt.
-    pub fn rewritten(self, rewrite: &mut NodeRewrite<'_>) -> Result<(Graph, usize), GraphError> {
+    pub(super) fn rewritten(self, rewrite: &mut NodeRewrite<'_>) -> Result<(Graph, usize), GraphError> {
         let old = self.node_ids();
-        let cx = Cx::over(self, DType::F32);
+        let float = self.float();
+        let cx = Cx::over(self, float);
         let (mut order, mut rebuilt) = (Vec::with_capacity(old.len()), 0);
         for id in old {
             let (node, label) = (cx.graph().node(id).clone(), cx.graph().label(id));

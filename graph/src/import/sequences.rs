@@ -116,7 +116,7 @@ impl Graph {
     /// A constant position below `len`, counted from the front; `default` when the operand is absent.
     fn position(&self, operand: Option<ValueId>, len: usize, default: usize) -> Option<usize> {
         let Some(operand) = operand else { return Some(default) };
-        let at = *self.constant(operand)?.to_i64_vec().ok()?.first()?;
+        let at = *self.settled(operand)?.to_i64_vec().ok()?.first()?;
         let at = if at < 0 { at + len as i64 } else { at };
         usize::try_from(at).ok().filter(|&at| at < len)
     }
@@ -132,7 +132,7 @@ impl Graph {
         let sizes = match node.input(1) {
             None => vec![1; extent],
             Some(split) => {
-                let split = self.constant(split)?;
+                let split = self.settled(split)?;
                 let sizes: Vec<usize> =
                     split.to_i64_vec().ok()?.into_iter().map(usize::try_from).collect::<Result<_, _>>().ok()?;
                 match split.shape().is_empty() {

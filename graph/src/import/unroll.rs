@@ -91,7 +91,7 @@ impl Graph {
             return None;
         }
         let body = self.body_of(id)?;
-        let constant = |v: ValueId| self.constant(v).filter(|_| !self.inputs.contains(&v))?.to_f64_vec().ok();
+        let constant = |v: ValueId| self.settled(v)?.to_f64_vec().ok();
         let holds = |values: Option<Vec<f64>>| values.as_deref() == Some(&[1.0]);
         let steps = constant(node.input(0)?)?.first().copied().filter(|&n| n <= 1e9)? as usize;
         let starts = node.input(1).is_none_or(|v| holds(constant(v)));

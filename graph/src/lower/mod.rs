@@ -11,7 +11,7 @@ mod tests;
 mod window;
 
 use crate::{Cx, Graph, GraphError, LIMBECK, Node, OpError, Var};
-use limbeck_tensor::{DType, element_count};
+use limbeck_tensor::element_count;
 use std::collections::HashMap;
 
 /// What an engine is given.
@@ -33,8 +33,7 @@ impl Graph {
     /// The graph in an engine's form. Shapes must be concrete. Names of inputs, outputs and initializers stay, and so
     /// do the defaults of inputs. The result declares the newest opset that its operators need.
     pub fn lowered(&self, form: Form) -> Result<Graph, GraphError> {
-        let float = self.value_ids().filter_map(|v| self.ty(v)).find(|t| t.dtype.is_float()).map(|t| t.dtype);
-        let cx = Cx::new(&self.name, float.unwrap_or(DType::F32));
+        let cx = Cx::new(&self.name, self.float());
         let mut bind = HashMap::new();
         for &input in &self.inputs {
             let name = self.name_of(input);
@@ -130,9 +129,7 @@ fn neutral<'c>(cx: &'c Cx, node: &Node, operands: &[Option<Var<'c>>]) -> Option<
     };
     let [Some(a), Some(b)] = operands else { return None };
     let is_neutral = |v: &Var<'c>| {
-        let graph = cx.graph();
-        let constant = graph.constant(v.id()).filter(|_| !graph.inputs.contains(&v.id()));
-        constant.is_some_and(|t| t.len() == 1 && t.to_f64_vec().is_ok_and(|x| x == [value]))
+        cx.graph().settled(v.id()).is_some_and(|t| t.len() == 1 && t.to_f64_vec().is_ok_and(|x| x == [value]))
     };
     let shape = |v: &Var<'c>| cx.graph().shape(v.id()).ok();
     let keeps =

@@ -78,8 +78,7 @@ fn reworded<'c>(cx: &'c Cx, node: &Node, operands: &[Option<Var<'c>>]) -> Option
 
 /// A constant operand that no feed can replace.
 fn constant(cx: &Cx, v: Var<'_>) -> Option<Tensor> {
-    let graph = cx.graph();
-    graph.constant(v.id()).filter(|_| !graph.inputs.contains(&v.id()))
+    cx.graph().settled(v.id())
 }
 
 /// Integers of a constant operand.
