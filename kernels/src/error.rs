@@ -36,6 +36,12 @@ pub enum KernelError {
         /// What was being computed.
         what: &'static str,
     },
+    /// A map that is malformed, or does not fit its inputs.
+    #[error("map: {reason}")]
+    Map {
+        /// What is wrong.
+        reason: String,
+    },
     /// A slice has another length than the geometry asks for.
     #[error("{what} holds {got} values, {expected} are needed")]
     Length {

@@ -1,0 +1,218 @@
+//! The operators of a map, each as a loop over one block of values.
+
+use super::math;
+
+/// An operator of ai.onnx that works value by value, or reduces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Op {
+    Identity,
+    Neg,
+    Abs,
+    Exp,
+    Log,
+    Sqrt,
+    Reciprocal,
+    Sigmoid,
+    Tanh,
+    Erf,
+    Relu,
+    Sign,
+    Not,
+    Add,
+    Sub,
+    Mul,
+    Div,
+    Min,
+    Max,
+    Equal,
+    Less,
+    LessOrEqual,
+    Greater,
+    GreaterOrEqual,
+    And,
+    Or,
+    Where,
+    ReduceSum,
+    ReduceMean,
+    ReduceMax,
+}
+
+/// Name in ai.onnx, operator, operands. Truth is 1, untruth 0. A Cast from bool to float is the identity.
+const TABLE: &[(&str, Op, usize)] = &[
+    ("Identity", Op::Identity, 1),
+    ("Cast", Op::Identity, 1),
+    ("Neg", Op::Neg, 1),
+    ("Abs", Op::Abs, 1),
+    ("Exp", Op::Exp, 1),
+    ("Log", Op::Log, 1),
+    ("Sqrt", Op::Sqrt, 1),
+    ("Reciprocal", Op::Reciprocal, 1),
+    ("Sigmoid", Op::Sigmoid, 1),
+    ("Tanh", Op::Tanh, 1),
+    ("Erf", Op::Erf, 1),
+    ("Relu", Op::Relu, 1),
+    ("Sign", Op::Sign, 1),
+    ("Not", Op::Not, 1),
+    ("Add", Op::Add, 2),
+    ("Sub", Op::Sub, 2),
+    ("Mul", Op::Mul, 2),
+    ("Div", Op::Div, 2),
+    ("Min", Op::Min, 2),
+    ("Max", Op::Max, 2),
+    ("Equal", Op::Equal, 2),
+    ("Less", Op::Less, 2),
+    ("LessOrEqual", Op::LessOrEqual, 2),
+    ("Greater", Op::Greater, 2),
+    ("GreaterOrEqual", Op::GreaterOrEqual, 2),
+    ("And", Op::And, 2),
+    ("Or", Op::Or, 2),
+    ("Where", Op::Where, 3),
+    ("ReduceSum", Op::ReduceSum, 1),
+    ("ReduceMean", Op::ReduceMean, 1),
+    ("ReduceMax", Op::ReduceMax, 1),
+];
+
+impl Op {
+    /// The operator of this name, and how many operands it has.
+    pub(super) fn of(name: &str) -> Option<(Op, usize)> {
+        TABLE.iter().find(|(n, ..)| *n == name).map(|&(_, op, operands)| (op, operands))
+    }
+
+    pub(super) fn reduces(self) -> bool {
+        matches!(self, Op::ReduceSum | Op::ReduceMean | Op::ReduceMax)
+    }
+}
+
+/// An operand within a block: values as long as the result, or one for all.
+#[derive(Clone, Copy)]
+pub(super) enum Source<'a> {
+    Values(&'a [f32]),
+    One(f32),
+}
+use Source::{One, Values};
+
+/// `out = op(a, b, c)`, value by value; operands that the operator lacks are not read.
+#[inline(always)]
+pub(super) fn apply(op: Op, out: &mut [f32], [a, b, c]: [Source; 3]) {
+    let truth = |x: bool| if x { 1.0 } else { 0.0 };
+    match op {
+        Op::Identity => unary(out, a, |x| x),
+        Op::Neg => unary(out, a, |x| -x),
+        Op::Abs => unary(out, a, f32::abs),
+        Op::Exp => unary(out, a, math::exp),
+        Op::Log => unary(out, a, math::log),
+        Op::Sqrt => unary(out, a, f32::sqrt),
+        Op::Reciprocal => unary(out, a, |x| 1.0 / x),
+        Op::Sigmoid => unary(out, a, math::sigmoid),
+        Op::Tanh => unary(out, a, math::tanh),
+        Op::Erf => unary(out, a, math::erf),
+        // Comparisons that NaN fails keep NaN.
+        Op::Relu => unary(out, a, |x| if x < 0.0 { 0.0 } else { x }),
+        Op::Sign => unary(out, a, |x| {
+            let sign = if x < 0.0 { -1.0 } else { x };
+            if x > 0.0 { 1.0 } else { sign }
+        }),
+        Op::Not => unary(out, a, |x| 1.0 - x),
+        Op::Add => binary(out, a, b, |x, y| x + y),
+        Op::Sub => binary(out, a, b, |x, y| x - y),
+        Op::Mul => binary(out, a, b, |x, y| x * y),
+        Op::Div => binary(out, a, b, |x, y| x / y),
+        Op::Min => binary(out, a, b, |x, y| if x < y || x.is_nan() { x } else { y }),
+        Op::Max => binary(out, a, b, max),
+        Op::Equal => binary(out, a, b, |x, y| truth(x == y)),
+        Op::Less => binary(out, a, b, |x, y| truth(x < y)),
+        Op::LessOrEqual => binary(out, a, b, |x, y| truth(x <= y)),
+        Op::Greater => binary(out, a, b, |x, y| truth(x > y)),
+        Op::GreaterOrEqual => binary(out, a, b, |x, y| truth(x >= y)),
+        Op::And => binary(out, a, b, |x, y| x * y),
+        Op::Or => binary(out, a, b, max),
+        Op::Where => match a {
+            One(condition) => unary(out, if condition != 0.0 { b } else { c }, |x| x),
+            Values(condition) => select(out, condition, b, c),
+        },
+        Op::ReduceSum | Op::ReduceMean | Op::ReduceMax => {}
+    }
+}
+
+/// The larger, or NaN if one is.
+#[inline(always)]
+fn max(x: f32, y: f32) -> f32 {
+    if x > y || x.is_nan() { x } else { y }
+}
+
+#[inline(always)]
+fn unary(out: &mut [f32], a: Source, f: impl Fn(f32) -> f32) {
+    match a {
+        Values(a) => out.iter_mut().zip(a).for_each(|(out, &a)| *out = f(a)),
+        One(a) => out.fill(f(a)),
+    }
+}
+
+#[inline(always)]
+fn binary(out: &mut [f32], a: Source, b: Source, f: impl Fn(f32, f32) -> f32) {
+    match (a, b) {
+        (Values(a), Values(b)) => out.iter_mut().zip(a.iter().zip(b)).for_each(|(out, (&a, &b))| *out = f(a, b)),
+        (Values(a), One(b)) => out.iter_mut().zip(a).for_each(|(out, &a)| *out = f(a, b)),
+        (One(a), Values(b)) => out.iter_mut().zip(b).for_each(|(out, &b)| *out = f(a, b)),
+        (One(a), One(b)) => out.fill(f(a, b)),
+    }
+}
+
+#[inline(always)]
+fn select(out: &mut [f32], condition: &[f32], a: Source, b: Source) {
+    #[inline(always)]
+    fn each(out: &mut [f32], condition: &[f32], a: impl Fn(usize) -> f32, b: impl Fn(usize) -> f32) {
+        for (i, (out, &c)) in out.iter_mut().zip(condition).enumerate() {
+            let (a, b) = (a(i), b(i));
+            *out = if c != 0.0 { a } else { b };
+        }
+    }
+    let len = out.len();
+    match (a, b) {
+        (Values(a), Values(b)) => {
+            let (a, b) = (&a[..len], &b[..len]);
+            each(out, condition, |i| a[i], |i| b[i]);
+        }
+        (Values(a), One(b)) => {
+            let a = &a[..len];
+            each(out, condition, |i| a[i], |_| b);
+        }
+        (One(a), Values(b)) => {
+            let b = &b[..len];
+            each(out, condition, |_| a, |i| b[i]);
+        }
+        (One(a), One(b)) => each(out, condition, |_| a, |_| b),
+    }
+}
+
+/// The sum, in lanes so that the order allows vectors.
+#[inline(always)]
+pub(super) fn sum(values: &[f32]) -> f32 {
+    lanes(values, 0.0, |a, b| a + b)
+}
+
+/// The largest value, or NaN if one is.
+#[inline(always)]
+pub(super) fn largest(values: &[f32]) -> f32 {
+    lanes(values, f32::NEG_INFINITY, max)
+}
+
+#[inline(always)]
+fn lanes(values: &[f32], neutral: f32, f: impl Fn(f32, f32) -> f32) -> f32 {
+    const LANES: usize = 32;
+    let mut lanes = [neutral; LANES];
+    let chunks = values.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        lanes.iter_mut().zip(chunk).for_each(|(lane, &v)| *lane = f(*lane, v));
+    }
+    lanes.iter_mut().zip(rest).for_each(|(lane, &v)| *lane = f(*lane, v));
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] = f(lanes[i], lanes[i + width]);
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
