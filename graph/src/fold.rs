@@ -8,7 +8,7 @@ use limbeck_tensor::{DType, Tensor, element_count};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// Operators whose result is not a function of their operands.
-const RANDOM: &[&str] =
+pub(crate) const RANDOM: &[&str] =
     &["Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"];
 
 impl Graph {

@@ -2,15 +2,20 @@
 //! only. The fused form keeps Limbeck's own ops for engines that have kernels for them.
 
 mod conv;
+mod fuse;
 mod gather;
+mod merge;
 mod norm;
 pub(crate) mod plain;
 mod pool;
+mod primitive;
+mod schedule;
 #[cfg(test)]
 mod tests;
 mod window;
 
-use crate::{Cx, Graph, GraphError, LIMBECK, Node, OpError, Var};
+use crate::ops::map::body;
+use crate::{Cx, Graph, GraphError, LIMBECK, Node, OpError, TensorType, Var};
 use limbeck_tensor::element_count;
 use std::collections::HashMap;
 
@@ -19,7 +24,8 @@ use std::collections::HashMap;
 pub enum Form {
     /// Standard ONNX ops alone.
     Portable,
-    /// Convolutions and their gradients as ops of [`LIMBECK`], for engines that register them.
+    /// Convolutions and their gradients, and chains of element-wise operators, as ops of [`LIMBECK`], for engines that
+    /// register them.
     Fused,
 }
 
@@ -27,7 +33,7 @@ pub enum Form {
 const MAX_ELEMENTS: usize = 1 << 40;
 
 /// Own ops that stay in the fused form.
-pub const FUSED_OPS: &[&str] = &["FusedConv", "ConvGradInput", "ConvGradWeight"];
+pub const FUSED_OPS: &[&str] = &["FusedConv", "ConvGradInput", "ConvGradWeight", "Map"];
 
 impl Graph {
     /// The graph in an engine's form. Shapes must be concrete. Names of inputs, outputs and initializers stay, and so
@@ -67,7 +73,9 @@ impl Graph {
         }
         let mut graph = cx.finish()?;
         graph.meta.metadata = self.meta.metadata.clone();
+        graph.merge_equal_nodes();
         if form == Form::Fused {
+            graph.fuse_maps()?;
             graph.meta.opsets.push((LIMBECK.into(), 1));
         }
         Ok(graph)
@@ -88,13 +96,24 @@ fn lower_node<'c>(cx: &'c Cx, node: &Node, operands: &[Option<Var<'c>>], form: F
     if let Some(plain) = plain::plain(cx, node, operands) {
         return Some(plain);
     }
+    if form == Form::Fused
+        && let Some(primitives) = primitive::primitive(cx, node, operands)
+    {
+        return Some(primitives);
+    }
     if form == Form::Fused && node.is("", "Conv") && conv::is_fusable(node, x(0)?) {
         let attrs: Vec<_> = node.attrs.iter().map(|(k, v)| (k.as_str(), v.clone())).collect();
         return Some(cx.op_n(LIMBECK, "FusedConv", operands, &attrs, 1));
     }
-    let fused = |x: Var<'c>| form == Form::Fused && FUSED_OPS.contains(&node.op.as_str()) && conv::is_fusable(node, x);
+    let fused = |x: Var<'c>| {
+        let known = FUSED_OPS.contains(&node.op.as_str());
+        form == Form::Fused && known && (node.op == "Map" || conv::is_fusable(node, x))
+    };
     if node.domain != LIMBECK || x(0).is_some_and(fused) {
         return None;
+    }
+    if node.op == "Map" {
+        return Some(map(cx, node, operands));
     }
     let oversized = |v: &Var<'c>| element_count(&v.shape()).is_none_or(|n| n > MAX_ELEMENTS);
     if let Some(v) = operands.iter().flatten().find(|v| oversized(v)) {
@@ -115,6 +134,23 @@ fn lower_node<'c>(cx: &'c Cx, node: &Node, operands: &[Option<Var<'c>>], form: F
         _ => return None,
     };
     Some(vec![lowered.unwrap_or_else(|e| cx.fail_with(e.0))])
+}
+
+/// The operators that a map stands for.
+fn map<'c>(cx: &'c Cx, node: &Node, operands: &[Option<Var<'c>>]) -> Vec<Var<'c>> {
+    let inputs: Vec<Var<'c>> = operands.iter().flatten().copied().collect();
+    let types: Option<Vec<TensorType>> = inputs.iter().map(|v| cx.graph().ty(v.id()).cloned()).collect();
+    let failed = |reason: String| vec![cx.fail_with(reason); node.outputs.len()];
+    let body = match types {
+        Some(types) if types.len() == operands.len() => body(node, &types.iter().collect::<Vec<_>>()),
+        _ => return failed("an operand is missing or has no type".into()),
+    };
+    let made = body.map_err(|e| e.0).and_then(|body| {
+        let bound = body.inputs.iter().copied().zip(inputs).collect();
+        let values = cx.inline(&body, &bound).map_err(|e| e.to_string())?;
+        Ok(body.outputs.iter().map(|output| values[output]).collect())
+    });
+    made.unwrap_or_else(failed)
 }
 
 /// The operand that `x * 1`, `x / 1`, `x + 0` and `x - 0` give back unchanged. Besides the work saved, tract's optimiser

@@ -18,6 +18,7 @@ mod fill;
 mod index;
 mod logic;
 mod loss;
+pub(crate) mod map;
 mod matmul;
 mod norm;
 mod pool;
@@ -80,6 +81,7 @@ const fn own(
 /// Families of the table, in one explicit list.
 const FAMILIES: &[&[OpSpec]] = &[
     elementwise::OPS,
+    map::OPS,
     activation::OPS,
     logic::OPS,
     reduce::OPS,

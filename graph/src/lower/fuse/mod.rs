@@ -1,0 +1,26 @@
+//! Fusing what works value by value into maps ([`crate::ops`]' `ai.limbeck.Map`): chains of arithmetic, comparisons and
+//! reductions of float32 tensors become one node each, so that a kernel reads and writes memory once.
+//!
+//! Nodes join a group when they walk through the same extents, reduce over the same axes and no path leads out of the
+//! group and back. What was reduced may be used within the group only if rows are reduced (the last axis), where a kernel
+//! has the whole row at hand: a softmax or a layer normalisation is one map; batch statistics are the result of one map
+//! and an operand of the next.
+
+mod element;
+mod emit;
+mod group;
+
+use crate::{Graph, GraphError, NodeId};
+use std::collections::HashMap;
+
+impl Graph {
+    /// Replaces element-wise nodes by maps. Shapes must be concrete.
+    pub(super) fn fuse_maps(&mut self) -> Result<(), GraphError> {
+        let mut places: HashMap<NodeId, usize> = self.node_ids().into_iter().zip(0..).collect();
+        let groups = group::groups(self);
+        emit::emit(self, groups, &mut places);
+        self.sort_nodes(&places);
+        self.remove_dead();
+        self.verify()
+    }
+}
