@@ -4,6 +4,7 @@ use super::{NAME, failed, ops, optimise::optimised};
 use crate::{
     RuntimeError,
     engine::{Model, ValueSpec},
+    fused::{DOMAIN, OPS},
 };
 use limbeck_tensor::DType;
 use prost::Message;
@@ -107,9 +108,9 @@ fn spec(value: &pb::ValueInfoProto) -> Result<ValueSpec, RuntimeError> {
 /// alone, so the domain is checked here.
 fn unsupported(graph: &pb::GraphProto, has: &dyn Fn(&pb::NodeProto) -> bool, missing: &mut Vec<String>) {
     for node in &graph.node {
-        let ours = ops::is_ours(&node.op_type);
+        let ours = OPS.contains(&node.op_type.as_str());
         let domain_fits = match node.domain.as_str() {
-            ops::DOMAIN => ours,
+            DOMAIN => ours,
             "" | "ai.onnx" | "ai.onnx.ml" | "com.microsoft" => !ours,
             _ => false,
         };
