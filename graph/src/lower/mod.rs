@@ -2,6 +2,7 @@
 //! only. The fused form keeps Limbeck's own ops for engines that have kernels for them.
 
 mod conv;
+mod functions;
 mod gather;
 mod norm;
 pub(crate) mod plain;
@@ -19,7 +20,8 @@ use std::collections::HashMap;
 pub enum Form {
     /// Standard ONNX ops alone.
     Portable,
-    /// Convolutions and their gradients as ops of [`LIMBECK`], for engines that register them.
+    /// Convolutions and their gradients as ops of [`LIMBECK`], for engines that register them. Functions of the model
+    /// define them for all others.
     Fused,
 }
 
@@ -69,6 +71,7 @@ impl Graph {
         graph.meta.metadata = self.meta.metadata.clone();
         if form == Form::Fused {
             graph.meta.opsets.push((LIMBECK.into(), 1));
+            functions::define(&mut graph)?;
         }
         Ok(graph)
     }

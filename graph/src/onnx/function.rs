@@ -1,10 +1,12 @@
-//! Model-local functions, decoded when they are to be inlined. Until then the model carries them as they were read.
+//! Model-local functions, decoded when they are to be inlined. Until then the model carries them as they were read. Those
+//! that lowering makes are encoded here.
 
 use super::proto::{AttributeProto, OperatorSetIdProto};
 use super::read::{Reader, raw_node};
 use super::scope::Scope;
-use super::wire;
-use crate::{Attr, Graph, Meta};
+use super::wire::{self, Message};
+use super::write;
+use crate::{Attr, Graph, GraphError, Meta, Node};
 use bytes::Bytes;
 use prost::Message as _;
 use std::collections::{HashMap, HashSet};
@@ -68,6 +70,28 @@ pub(crate) fn decode(bytes: &Bytes) -> Result<Function, String> {
     let mut body = scope.graph;
     body.sort().map_err(|e| at(e.to_string()))?;
     Ok(Function { domain, name, overload, body, defaults })
+}
+
+/// Encodes a FunctionProto whose calls may have these attributes. What the body's graph stores become Constant nodes.
+pub(crate) fn encode<'a>(function: &Function, attributes: impl Iterator<Item = &'a str>) -> Result<Bytes, GraphError> {
+    let Function { domain, name, overload, body, defaults: _ } = function;
+    let mut m = Message::default();
+    m.text(1, name);
+    body.inputs.iter().for_each(|&id| m.text(4, body.name_of(id)));
+    body.outputs.iter().for_each(|&id| m.text(5, body.name_of(id)));
+    attributes.for_each(|attribute| m.text(6, attribute));
+    for (id, tensor) in body.initializers() {
+        m.message(7, write::node(body, &Node::new("Constant", &[], &[id]).with("value", tensor.clone()))?);
+    }
+    for (_, node) in body.nodes() {
+        m.message(7, write::node(body, node)?);
+    }
+    for (domain, version) in &body.meta.opsets {
+        m.message(9, write::opset(domain, *version));
+    }
+    m.text(10, domain);
+    m.text(13, overload);
+    Ok(m.into_bytes())
 }
 
 /// The caller's attribute that an encoded attribute of a function's node stands for.

@@ -299,6 +299,12 @@ impl Writer {
     }
 }
 
+/// A NodeProto of a graph in memory.
+pub(super) fn node(graph: &Graph, node: &Node) -> Result<Message, GraphError> {
+    let mut writer = Writer { embed: true, external: BTreeMap::new() };
+    writer.node(graph, node, &|id| graph.name_of(id))
+}
+
 /// An entry of the imported opsets.
 pub(super) fn opset(domain: &str, version: i64) -> Message {
     let mut m = Message::default();

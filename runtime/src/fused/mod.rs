@@ -79,7 +79,7 @@ impl<'a> Elements<'a> {
     fn floats(self) -> Result<&'a [f32], FusedError> {
         match self {
             Elements::F32(values) => Ok(values),
-            Elements::Bool(_) => Err(FusedError::new("takes float32 tensors, got bool")),
+            Elements::Bool(values) => Err(FusedError(format!("takes float32 tensors, got {} bools", values.len()))),
         }
     }
 }

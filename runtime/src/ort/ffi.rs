@@ -1,4 +1,5 @@
-//! Everything unsafe of the ort engine: reading a library's version, tensors over ONNX Runtime values, and `Run`.
+//! What of the ort engine is unsafe besides its kernels: reading a library's version, tensors over ONNX Runtime values, and
+//! `Run`.
 //!
 //! `Run` is called through the C API because `ort::Session::run` takes `&mut self`, while the C API documents `Run` as
 //! safe to call from several threads on one session.
@@ -36,7 +37,8 @@ pub(super) fn library_version(path: &Path) -> Result<String, String> {
     Ok(version)
 }
 
-fn check(what: &str, status: OrtStatusPtr) -> Result<(), RuntimeError> {
+/// The error in a status of the C API.
+pub(super) fn check(what: &str, status: OrtStatusPtr) -> Result<(), RuntimeError> {
     // SAFETY: `status` was just returned by the C API and is given up here.
     unsafe { ort::Error::result_from_status(status) }.map_err(|e| failed(what, e))
 }

@@ -54,6 +54,20 @@ impl Fused {
     fn shapes(&self, operands: &[&[TDim]]) -> TractResult<Vec<Vec<TDim>>> {
         Ok(self.op.output_shapes(operands)?)
     }
+
+    /// Writes the results with the threads of the plan that runs.
+    fn compute(&self, operands: &[Operand<'_>], results: &mut [Tensor]) -> TractResult<()> {
+        let mut targets = results.iter_mut().map(|t| t.try_as_plain_ram_mut()).collect::<TractResult<TVec<_>>>()?;
+        let mut slices = targets.iter_mut().map(|t| t.as_slice_mut::<f32>()).collect::<TractResult<TVec<_>>>()?;
+        match current_tract_executor() {
+            Executor::MultiThread(pool) => {
+                let parallelism = Parallelism::new(pool.current_num_threads());
+                pool.install(|| self.op.run(operands, &mut slices, parallelism))
+            }
+            _ => self.op.run(operands, &mut slices, Parallelism::Serial),
+        }?;
+        Ok(())
+    }
 }
 
 impl Expansion for Fused {
@@ -107,17 +121,7 @@ impl EvalOp for Fused {
         let shapes: TVec<&[usize]> = operands.iter().map(|o| o.shape).collect();
         let shapes = self.op.output_shapes(&shapes)?;
         let mut results = shapes.iter().map(|shape| Tensor::zero::<f32>(shape)).collect::<TractResult<TVec<_>>>()?;
-        let mut targets = results.iter_mut().map(|t| t.try_as_plain_ram_mut()).collect::<TractResult<TVec<_>>>()?;
-        let mut slices = targets.iter_mut().map(|t| t.as_slice_mut::<f32>()).collect::<TractResult<TVec<_>>>()?;
-        let mut compute = |parallelism| self.op.run(&operands, &mut slices, parallelism);
-        match current_tract_executor() {
-            Executor::MultiThread(pool) => {
-                let parallelism = Parallelism::new(pool.current_num_threads());
-                pool.install(|| compute(parallelism))
-            }
-            _ => compute(Parallelism::Serial),
-        }?;
-        drop(targets);
+        self.compute(&operands, &mut results)?;
         Ok(results.into_iter().map(|result| result.into_tvalue()).collect())
     }
 }
