@@ -13,6 +13,16 @@ pub(crate) const DOMAIN: &str = "ai.limbeck";
 /// Types of all operators.
 pub(crate) const OPS: &[&str] = &["FusedConv", "ConvGradInput", "ConvGradWeight"];
 
+/// The operator that a node's type in a file stands for, `None` for an unknown one. A file tells the functions that define
+/// an operator apart by a number behind its type, `FusedConv_2`.
+pub(crate) fn op_of(op_type: &str) -> Option<&'static str> {
+    let base = match op_type.rsplit_once('_') {
+        Some((base, number)) if !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()) => base,
+        _ => op_type,
+    };
+    OPS.iter().copied().find(|op| *op == base)
+}
+
 /// Why a node or a call was refused.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]

@@ -4,13 +4,16 @@
 //! takes is checked when a kernel is made for a node ([`FusedOp::parse`]) and at every call, so that a node which does
 //! not fit is an error at load. Kernels have no state, so that concurrent runs share them.
 
-use super::{failed, ffi::check};
+use super::{NAME, failed, ffi::check};
 use crate::{
     RuntimeError,
-    fused::{Attributes, DOMAIN, Elements, FusedError, FusedOp, OPS, Operand},
+    fused::{Attributes, DOMAIN, Elements, FusedError, FusedOp, Operand, op_of},
 };
 use limbeck_kernels::Parallelism;
-use ort::{AsPointer, session::builder::SessionBuilder};
+use ort::{
+    AsPointer,
+    session::{Session, SharedSessionInner, builder::SessionBuilder},
+};
 use ort_sys::{
     ONNXTensorElementDataType as Element, OrtApi, OrtCustomOp, OrtCustomOpDomain,
     OrtCustomOpInputOutputCharacteristic as Characteristic, OrtErrorCode, OrtKernelContext, OrtKernelInfo, OrtMemType,
@@ -18,31 +21,45 @@ use ort_sys::{
 };
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::{
-    cell::RefCell,
     collections::BTreeMap,
     ffi::{CStr, CString, c_char, c_int, c_void},
     panic::{AssertUnwindSafe, catch_unwind},
     ptr::{NonNull, null, null_mut},
     slice,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
-/// The domain with its operators for one thread count. It lives as long as the process, since sessions hold pointers
-/// into it.
-pub(super) struct Operators(NonNull<OrtCustomOpDomain>);
+/// The domain with the operators of one model. Its sessions point into it, so it must outlive them.
+pub(super) struct Operators {
+    domain: NonNull<OrtCustomOpDomain>,
+    operators: Vec<Arc<Operator>>,
+}
 
-// SAFETY: after `Operators::new` nothing writes to the domain; sessions only read it.
+// SAFETY: after `Operators::new` nothing writes to the domain; sessions only read it, and counters are atomic.
 unsafe impl Send for Operators {}
 unsafe impl Sync for Operators {}
+
+impl Drop for Operators {
+    fn drop(&mut self) {
+        // SAFETY: the domain is valid and released once, after the sessions that use it (`Loaded`).
+        unsafe { (ort::api().ReleaseCustomOpDomain)(self.domain.as_ptr()) };
+    }
+}
 
 /// The operator that ONNX Runtime knows by the pointer to `table`, which therefore comes first.
 #[repr(C)]
 struct Operator {
     table: OrtCustomOp,
-    op_type: &'static str,
+    op: &'static str,
+    /// The type in the file.
     name: CString,
     /// Where kernels compute; `None` is the caller's thread alone.
     pool: Option<&'static ThreadPool>,
+    /// Kernels made so far.
+    made: AtomicUsize,
 }
 
 /// What is made for one node.
@@ -51,68 +68,118 @@ struct Kernel {
     pool: Option<&'static ThreadPool>,
 }
 
-thread_local! {
-    /// Per operator type, the kernels made on this thread since `counted` began.
-    static MADE: RefCell<BTreeMap<&'static str, usize>> = const { RefCell::new(BTreeMap::new()) };
-}
-
-/// What `load` returns, and how many kernels ONNX Runtime made for each operator type meanwhile. It makes them on the
-/// thread that creates the session.
-pub(super) fn counted<T>(load: impl FnOnce() -> T) -> (T, BTreeMap<&'static str, usize>) {
-    MADE.take();
-    let loaded = load();
-    (loaded, MADE.take())
+/// The pool of so many threads, which all sessions of that count share; `None` for one.
+fn pool(threads: usize) -> Result<Option<&'static ThreadPool>, RuntimeError> {
+    static POOLS: Mutex<BTreeMap<usize, &'static ThreadPool>> = Mutex::new(BTreeMap::new());
+    if threads <= 1 {
+        return Ok(None);
+    }
+    let mut pools = POOLS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(pool) = pools.get(&threads) {
+        return Ok(Some(pool));
+    }
+    let builder = ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("limbeck-ort-{i}"));
+    let pool: &'static ThreadPool = Box::leak(Box::new(builder.build().map_err(|e| failed("start its threads", e))?));
+    pools.insert(threads, pool);
+    Ok(Some(pool))
 }
 
 impl Operators {
-    /// The operators whose kernels use so many threads. All sessions of one count share them and their pool.
-    pub(super) fn with_threads(threads: usize) -> Result<&'static Operators, RuntimeError> {
-        static ALL: Mutex<BTreeMap<usize, &'static Operators>> = Mutex::new(BTreeMap::new());
-        let mut all = ALL.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(operators) = all.get(&threads) {
-            return Ok(operators);
-        }
-        let operators: &'static Operators = Box::leak(Box::new(Operators::new(threads)?));
-        all.insert(threads, operators);
-        Ok(operators)
-    }
-
-    fn new(threads: usize) -> Result<Operators, RuntimeError> {
+    /// The operators of these types, given as the file has them and as [`OPS`](crate::fused::OPS) does.
+    pub(super) fn new(types: &[(&str, &'static str)], threads: usize) -> Result<Operators, RuntimeError> {
         const WHAT: &str = "register its operators";
         let named = |name: &str| CString::new(name).map_err(|e| failed(WHAT, e));
-        let pool: Option<&'static ThreadPool> = match threads {
-            0 | 1 => None,
-            _ => {
-                let builder = ThreadPoolBuilder::new().num_threads(threads);
-                let builder = builder.thread_name(|i| format!("limbeck-ort-{i}"));
-                Some(Box::leak(Box::new(builder.build().map_err(|e| failed("start its threads", e))?)))
-            }
-        };
+        let pool = pool(threads)?;
         let mut domain = null_mut();
         // SAFETY: the name ends with a zero byte and is copied; the out-pointer is valid.
         check(WHAT, unsafe { (ort::api().CreateCustomOpDomain)(named(DOMAIN)?.as_ptr(), &mut domain) })?;
         let domain = NonNull::new(domain).ok_or_else(|| failed(WHAT, "it returned nothing"))?;
-        for &op_type in OPS {
-            let operator = Box::leak(Box::new(Operator { table: table(), op_type, name: named(op_type)?, pool }));
-            // SAFETY: the domain is valid. The operator is never freed; the pointer is to all of it, `table` first.
-            let status = unsafe { (ort::api().CustomOpDomain_Add)(domain.as_ptr(), (&raw const *operator).cast()) };
+        let mut all = Operators { domain, operators: vec![] };
+        for &(name, op) in types {
+            let operator =
+                Arc::new(Operator { table: table(), op, name: named(name)?, pool, made: AtomicUsize::new(0) });
+            // SAFETY: both are valid. The operator keeps its place as long as the domain lives, and the pointer is to all
+            // of it, `table` first.
+            let status = unsafe { (ort::api().CustomOpDomain_Add)(domain.as_ptr(), Arc::as_ptr(&operator).cast()) };
+            all.operators.push(operator);
             check(WHAT, status)?;
         }
-        Ok(Operators(domain))
+        Ok(all)
     }
 
-    /// Makes a session that is built know the operators.
-    pub(super) fn register(&'static self, builder: &SessionBuilder) -> Result<(), RuntimeError> {
-        // SAFETY: both pointers are valid; the domain outlives every session.
-        let status = unsafe { (ort::api().AddCustomOpDomain)(builder.ptr().cast_mut(), self.0.as_ptr()) };
-        check("register its operators", status)
+    /// Kernels made so far for operators of a type, as the file has it.
+    fn kernels(&self, name: &str) -> usize {
+        let of = self.operators.iter().filter(|o| o.name.as_bytes() == name.as_bytes());
+        of.map(|o| o.made.load(Ordering::Relaxed)).sum()
+    }
+}
+
+/// A session, and the operators that it points into.
+pub(super) struct Loaded {
+    // Dropped before `operators`.
+    pub(super) session: Session,
+    operators: Option<Arc<Operators>>,
+}
+
+/// Keeps a session and its operators.
+#[derive(Clone)]
+pub(super) struct Keeper {
+    // Dropped before `_operators`.
+    _session: Arc<SharedSessionInner>,
+    _operators: Option<Arc<Operators>>,
+}
+
+impl Loaded {
+    /// Loads a model whose nodes of Limbeck's own operators are counted by type, with kernels of so many threads for them.
+    ///
+    /// # Errors
+    /// An unknown type of node; what ONNX Runtime says; nodes without kernels, which would run as the functions that the
+    /// file defines them by.
+    pub(super) fn new(
+        mut builder: SessionBuilder,
+        model: &[u8],
+        nodes: &BTreeMap<String, usize>,
+        threads: usize,
+    ) -> Result<Loaded, RuntimeError> {
+        let known = |name: &String| op_of(name).ok_or_else(|| format!("{DOMAIN}.{name}"));
+        let types: Vec<_> = nodes.keys().map(|name| known(name).map(|op| (name.as_str(), op))).collect();
+        let unknown: Vec<String> = types.iter().filter_map(|t| t.clone().err()).collect();
+        if !unknown.is_empty() {
+            return Err(RuntimeError::UnsupportedOps { engine: NAME, ops: unknown });
+        }
+        let types: Vec<_> = types.into_iter().flatten().collect();
+        let operators = match types.is_empty() {
+            true => None,
+            false => Some(Arc::new(Operators::new(&types, threads)?)),
+        };
+        if let Some(operators) = &operators {
+            // SAFETY: both pointers are valid. The only session made of the builder, which ends here, is kept with the
+            // operators by `Loaded` and every `Keeper`, and dropped before them.
+            let status = unsafe { (ort::api().AddCustomOpDomain)(builder.ptr().cast_mut(), operators.domain.as_ptr()) };
+            check("register its operators", status)?;
+        }
+        let session = builder.commit_from_memory(model).map_err(|e| failed("load the model", e))?;
+        drop(builder);
+        for (name, &count) in nodes {
+            let made = operators.as_ref().map_or(0, |o| o.kernels(name));
+            if made != count {
+                let reason = format!("it has {count} nodes {DOMAIN}.{name}, but {made} kernels were made for them");
+                return Err(failed("load the model", reason));
+            }
+        }
+        Ok(Loaded { session, operators })
+    }
+
+    /// What a value in the session's memory holds on to.
+    pub(super) fn keeper(&self) -> Keeper {
+        Keeper { _session: self.session.inner(), _operators: self.operators.clone() }
     }
 }
 
 /// The functions by which ONNX Runtime asks and calls an operator. It never passes a null pointer to them.
 fn table() -> OrtCustomOp {
     unsafe extern "system" fn name(op: *const OrtCustomOp) -> *const c_char {
-        // SAFETY: `op` is the pointer that `Operators::new` registered, to an `Operator` that is never freed.
+        // SAFETY: `op` is the pointer that `Operators::new` registered, to an `Operator` that lives.
         unsafe { &*op.cast::<Operator>() }.name.as_ptr()
     }
     unsafe extern "system" fn provider(_: *const OrtCustomOp) -> *const c_char {
@@ -180,12 +247,12 @@ unsafe extern "system" fn create(
     kernel: *mut *mut c_void,
 ) -> OrtStatusPtr {
     status(|| {
-        // SAFETY: `op` is the pointer that `Operators::new` registered, to an `Operator` that is never freed.
+        // SAFETY: `op` is the pointer that `Operators::new` registered, to an `Operator` that lives.
         let operator = unsafe { &*op.cast::<Operator>() };
         let node = Node(info);
-        let op = FusedOp::parse(operator.op_type, node.operands()?, node.results()?, &node)?;
+        let op = FusedOp::parse(operator.op, node.operands()?, node.results()?, &node)?;
         let made = Box::new(Kernel { op, pool: operator.pool });
-        MADE.with_borrow_mut(|counts| *counts.entry(operator.op_type).or_default() += 1);
+        operator.made.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the library passes the place for the kernel and gives what is written there to `compute` and `destroy`.
         unsafe { *kernel = Box::into_raw(made).cast() };
         Ok(())

@@ -11,7 +11,6 @@ mod program;
 use crate::{
     Form, RuntimeError,
     engine::{CompileOptions, Device, Engine, EngineInfo, Model, Program, guarded},
-    fused::{DOMAIN, OPS},
     store::StateStore,
 };
 use ort::{
@@ -94,8 +93,11 @@ impl Engine for Ort {
     fn compile(&self, model: &Model, options: &CompileOptions) -> Result<Box<dyn Program>, RuntimeError> {
         options.check(NAME)?;
         guarded(NAME, "compile the model", || {
-            let session = self.session(model, options)?;
-            Ok(Box::new(program::OrtProgram::new(session, &model.state, options.device)?) as Box<dyn Program>)
+            let builder = self.builder(model, options).map_err(|e| failed("load the model", e))?;
+            // On a device the functions of the file stand for Limbeck's own operators.
+            let own = if options.device == Device::Cpu { nodes::own(&model.bytes)? } else { BTreeMap::new() };
+            let loaded = custom::Loaded::new(builder, &model.bytes, &own, options.thread_count())?;
+            Ok(Box::new(program::OrtProgram::new(loaded, &model.state, options.device)?) as Box<dyn Program>)
         })
     }
 
@@ -105,24 +107,6 @@ impl Engine for Ort {
 }
 
 impl Ort {
-    /// A session with Limbeck's kernels for the nodes that have one. On a device the functions of the file run instead.
-    fn session(&self, model: &Model, options: &CompileOptions) -> Result<Session, RuntimeError> {
-        let mut builder = self.builder(model, options).map_err(|e| failed("load the model", e))?;
-        let own = if options.device == Device::Cpu { nodes::own(&model.bytes)? } else { BTreeMap::new() };
-        let unknown: Vec<String> =
-            own.keys().filter(|op| !OPS.contains(&op.as_str())).map(|op| format!("{DOMAIN}.{op}")).collect();
-        if !unknown.is_empty() {
-            return Err(RuntimeError::UnsupportedOps { engine: NAME, ops: unknown });
-        }
-        if !own.is_empty() {
-            custom::Operators::with_threads(options.thread_count())?.register(&builder)?;
-        }
-        let (session, kernels) = custom::counted(|| builder.commit_from_memory(&model.bytes));
-        let session = session.map_err(|e| failed("load the model", e))?;
-        has_kernels(&own, &kernels)?;
-        Ok(session)
-    }
-
     fn builder(&self, model: &Model, options: &CompileOptions) -> ort::Result<SessionBuilder> {
         // Without a folder the library would look for external data in the working directory.
         let folder = model.folder.clone().unwrap_or_else(|| PathBuf::from("(the model has no folder)"));
@@ -140,17 +124,6 @@ impl Ort {
             .with_config_entry("session.disable_cpu_ep_fallback", no_fallback)?
             .with_execution_providers(providers(options))?)
     }
-}
-
-/// An error unless as many kernels were made as the model has nodes, of each operator type.
-fn has_kernels(nodes: &BTreeMap<String, usize>, kernels: &BTreeMap<&'static str, usize>) -> Result<(), RuntimeError> {
-    for (op, &count) in nodes {
-        let made = kernels.get(op.as_str()).copied().unwrap_or(0);
-        if made != count {
-            return Err(failed("load the model", format!("{count} nodes {DOMAIN}.{op}, {made} kernels for them")));
-        }
-    }
-    Ok(())
 }
 
 /// The providers to register, each of them required.
