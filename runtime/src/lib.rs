@@ -7,6 +7,8 @@
 mod bundle;
 mod engine;
 mod error;
+#[cfg(any(feature = "tract", feature = "ort"))]
+mod fused;
 mod learner;
 pub mod noise;
 #[cfg(feature = "ort")]

@@ -2,6 +2,7 @@
 //! only. The fused form keeps Limbeck's own ops for engines that have kernels for them.
 
 mod conv;
+mod functions;
 mod fuse;
 mod gather;
 mod merge;
@@ -25,7 +26,7 @@ pub enum Form {
     /// Standard ONNX ops alone.
     Portable,
     /// Convolutions and their gradients, and chains of element-wise operators, as ops of [`LIMBECK`], for engines that
-    /// register them.
+    /// register them. Functions of the model define them for all others.
     Fused,
 }
 
@@ -77,6 +78,7 @@ impl Graph {
         if form == Form::Fused {
             graph.fuse_maps()?;
             graph.meta.opsets.push((LIMBECK.into(), 1));
+            functions::define(&mut graph)?;
         }
         Ok(graph)
     }

@@ -1,12 +1,15 @@
-//! Model-local functions, decoded when they are to be inlined. Until then the model carries them as they were read.
+//! Model-local functions, decoded when they are to be inlined. Until then the model carries them as they were read. Those
+//! that lowering makes are encoded here.
 
 use super::proto::{AttributeProto, OperatorSetIdProto};
 use super::read::{Reader, raw_node};
 use super::scope::Scope;
-use super::wire;
-use crate::{Attr, Graph, Meta};
+use super::wire::{self, Message};
+use super::write;
+use crate::{Attr, Graph, GraphError, LIMBECK, Meta, Node};
 use bytes::Bytes;
 use prost::Message as _;
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
 /// A function: a graph whose attributes may refer to those of the node that calls it.
@@ -53,6 +56,7 @@ pub(crate) fn decode(bytes: &Bytes) -> Result<Function, String> {
             _ => {}
         }
     }
+    split_overload(&domain, &mut name, &mut overload);
     scope.graph.name = name.clone();
     let at = |e: String| format!("function '{domain}.{name}': {e}");
     let nodes = nodes.into_iter().map(|raw| raw_node(&mut scope, raw)).collect::<Result<Vec<_>, _>>().map_err(at)?;
@@ -68,6 +72,52 @@ pub(crate) fn decode(bytes: &Bytes) -> Result<Function, String> {
     let mut body = scope.graph;
     body.sort().map_err(|e| at(e.to_string()))?;
     Ok(Function { domain, name, overload, body, defaults })
+}
+
+/// Encodes a FunctionProto whose calls may have these attributes. What the body's graph stores become Constant nodes.
+pub(crate) fn encode<'a>(function: &Function, attributes: impl Iterator<Item = &'a str>) -> Result<Bytes, GraphError> {
+    let Function { domain, name, overload, body, defaults: _ } = function;
+    let mut m = Message::default();
+    let (name, overload) = with_overload(domain, name, overload);
+    m.text(1, &name);
+    body.inputs.iter().for_each(|&id| m.text(4, body.name_of(id)));
+    body.outputs.iter().for_each(|&id| m.text(5, body.name_of(id)));
+    attributes.for_each(|attribute| m.text(6, attribute));
+    for (id, tensor) in body.initializers() {
+        m.message(7, write::node(body, &Node::new("Constant", &[], &[id]).with("value", tensor.clone()))?);
+    }
+    for (_, node) in body.nodes() {
+        m.message(7, write::node(body, node)?);
+    }
+    for (domain, version) in &body.meta.opsets {
+        m.message(9, write::opset(domain, *version));
+    }
+    m.text(10, domain);
+    m.text(13, overload);
+    Ok(m.into_bytes())
+}
+
+/// Type and overload of an operator as files have them. ONNX Runtime up to 1.20 at least does not know overloads and runs
+/// any function of the type, so for Limbeck's own operators the number of the overload is part of the type,
+/// `FusedConv_2`.
+pub(super) fn with_overload<'a>(domain: &str, op: &'a str, overload: &'a str) -> (Cow<'a, str>, &'a str) {
+    match domain == LIMBECK && is_number(overload) {
+        true => (format!("{op}_{overload}").into(), ""),
+        false => (op.into(), overload),
+    }
+}
+
+/// Undoes [`with_overload`].
+pub(super) fn split_overload(domain: &str, op: &mut String, overload: &mut String) {
+    let Some((base, number)) = op.rsplit_once('_').filter(|_| domain == LIMBECK && overload.is_empty()) else { return };
+    if !base.is_empty() && is_number(number) {
+        *overload = number.into();
+        op.truncate(base.len());
+    }
+}
+
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
 }
 
 /// The caller's attribute that an encoded attribute of a function's node stands for.

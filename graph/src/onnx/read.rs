@@ -3,6 +3,7 @@
 
 use super::attribute::{kind_of, plain};
 use super::external::{Files, Part};
+use super::function;
 use super::proto::{AttributeProto, OperatorSetIdProto, StringStringEntryProto, attribute_type};
 use super::scope::{Scope, declare};
 use super::tensor::{self, TensorProto};
@@ -313,6 +314,7 @@ pub(super) fn raw_node(scope: &mut Scope, raw: Bytes) -> Result<RawNode, String>
             _ => rest.keep(field),
         }
     }
+    function::split_overload(&node.domain, &mut node.op, &mut node.overload);
     if node.op.is_empty() {
         return Err(format!("node '{}' has no operator", node.name));
     }

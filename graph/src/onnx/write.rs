@@ -4,7 +4,7 @@
 use super::attribute::{Former, says};
 use super::proto::attribute_type;
 use super::wire::{self, ByNumber, Message};
-use super::{external, info, tensor};
+use super::{external, function, info, tensor};
 use crate::{Attr, Graph, GraphError, LIMBECK, Node, ValueId};
 use bytes::Bytes;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
@@ -206,7 +206,8 @@ impl Writer {
             }
         };
         text(&mut m, 3, &node.name);
-        m.text(4, &node.op);
+        let (op, overload) = function::with_overload(&node.domain, &node.op, &node.overload);
+        m.text(4, &op);
         for (name, attr) in &node.attrs {
             match (attr, read.attributes.get(name)) {
                 (Attr::Raw(raw), _) => m.bytes(5, raw.clone()),
@@ -220,7 +221,7 @@ impl Writer {
         // In the order of their numbers, as protobuf writers do.
         m.encoded(wire::kept(&node.rest, |number| number < 7));
         text(&mut m, 7, &node.domain);
-        text(&mut m, 8, &node.overload);
+        text(&mut m, 8, overload);
         m.encoded(wire::kept(&node.rest, |number| number > 8));
         Ok(m)
     }
@@ -297,6 +298,12 @@ impl Writer {
         let renamed: HashMap<ValueId, String> = renamed.map(|(id, name)| (id, name.to_owned())).collect();
         self.graph(sub, &renamed)
     }
+}
+
+/// A NodeProto of a graph in memory.
+pub(super) fn node(graph: &Graph, node: &Node) -> Result<Message, GraphError> {
+    let mut writer = Writer { embed: true, external: BTreeMap::new() };
+    writer.node(graph, node, &|id| graph.name_of(id))
 }
 
 /// An entry of the imported opsets.

@@ -4,7 +4,7 @@
 //!
 //! | attribute | what |
 //! |---|---|
-//! | `ops` | the operators of ai.onnx, in order |
+//! | `ops` | the operators of ai.onnx, in order, between spaces |
 //! | `args` | three operands an operator: an input's number, or the number of inputs plus that of an earlier operator; -1 for none |
 //! | `results` | the values that are outputs, numbered alike |
 //! | `axes` | what `ReduceSum`, `ReduceMean` and `ReduceMax` reduce over, keeping extents of 1 |
@@ -58,7 +58,7 @@ pub(crate) const REDUCTIONS: &[&str] = &["ReduceMax", "ReduceMean", "ReduceSum"]
 
 /// The chain as a graph of standard operators, for inputs of these types.
 pub(crate) fn body(node: &Node, inputs: &[&TensorType]) -> Result<Graph, OpError> {
-    let Some(Attr::Strs(ops)) = node.attrs.get("ops") else { op_bail!("the attribute ops is missing") };
+    let ops: Vec<&str> = node.str("ops").unwrap_or_default().split_whitespace().collect();
     let ints = |name: &str| node.ints(name).unwrap_or_default();
     let (args, results, axes) = (ints("args"), ints("results"), ints("axes"));
     if ops.is_empty() || ops.len() > MOST_OPS || args.len() != 3 * ops.len() || results.is_empty() {
@@ -73,9 +73,8 @@ pub(crate) fn body(node: &Node, inputs: &[&TensorType]) -> Result<Graph, OpError
     let at = |values: &[ValueId], i: i64| usize::try_from(i).ok().and_then(|i| values.get(i).copied());
     let axes = graph.add_literal("axes", Tensor::new([axes.len()], axes.to_vec()).map_err(|e| OpError(e.to_string()))?);
     for (i, (op, args)) in ops.iter().zip(args.chunks(3)).enumerate() {
-        let op = std::str::from_utf8(op).unwrap_or_default();
-        let reduces = REDUCTIONS.contains(&op);
-        let arity = ELEMENT_WISE.iter().find(|(name, _)| *name == op).map(|&(_, arity)| arity);
+        let reduces = REDUCTIONS.contains(op);
+        let arity = ELEMENT_WISE.iter().find(|(name, _)| name == op).map(|&(_, arity)| arity);
         let Some(arity) = arity.or(reduces.then_some(1)) else { op_bail!("operator {i} is '{op}', which no map has") };
         let operands: Option<Vec<ValueId>> = args[..arity].iter().map(|&arg| at(&values, arg)).collect();
         let Some(mut operands) = operands else { op_bail!("operator {i}, {op}, has the operands {args:?}") };
@@ -83,7 +82,7 @@ pub(crate) fn body(node: &Node, inputs: &[&TensorType]) -> Result<Graph, OpError
             operands.push(axes);
         }
         let value = graph.add_value(format!("v{i}"), None);
-        let cast = (op == "Cast").then_some(("to", Attr::Int(i64::from(DType::F32.to_onnx()))));
+        let cast = (*op == "Cast").then_some(("to", Attr::Int(i64::from(DType::F32.to_onnx()))));
         let mut made = Node::new(op, &operands, &[value]);
         made.attrs.extend(cast.map(|(name, value)| (name.to_owned(), value)));
         graph.add_node(made);

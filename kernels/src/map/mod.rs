@@ -20,7 +20,7 @@ use op::Op;
 pub use plan::MapKernel;
 
 /// A chain of operators, whatever the shapes of its inputs.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct MapProgram {
     inputs: usize,
     steps: Vec<Step>,
@@ -29,7 +29,7 @@ pub struct MapProgram {
 }
 
 /// An operator and its operands: numbers of values, inputs first, then the results of steps.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Step {
     op: Op,
     args: Vec<usize>,

@@ -3,7 +3,7 @@
 use super::math;
 
 /// An operator of ai.onnx that works value by value, or reduces.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Op {
     Identity,
     Neg,

@@ -1,15 +1,17 @@
-//! Everything unsafe of the ort engine: reading a library's version, tensors over ONNX Runtime values, and `Run`.
+//! What of the ort engine is unsafe besides its kernels: reading a library's version, tensors over ONNX Runtime values, and
+//! `Run`.
 //!
 //! `Run` is called through the C API because `ort::Session::run` takes `&mut self`, while the C API documents `Run` as
 //! safe to call from several threads on one session.
 
-use super::{NAME, failed};
+use super::{
+    NAME,
+    custom::{Keeper, Loaded},
+    failed,
+};
 use crate::{RuntimeError, store::StateValue};
 use limbeck_tensor::{Bytes, DType, Tensor};
-use ort::{
-    AsPointer,
-    session::{Session, SharedSessionInner},
-};
+use ort::AsPointer;
 use ort_sys::{ONNXTensorElementDataType as Element, OrtMemoryInfo, OrtStatusPtr, OrtValue};
 use std::{
     ffi::{CStr, CString, c_char, c_void},
@@ -36,7 +38,8 @@ pub(super) fn library_version(path: &Path) -> Result<String, String> {
     Ok(version)
 }
 
-fn check(what: &str, status: OrtStatusPtr) -> Result<(), RuntimeError> {
+/// The error in a status of the C API.
+pub(super) fn check(what: &str, status: OrtStatusPtr) -> Result<(), RuntimeError> {
     // SAFETY: `status` was just returned by the C API and is given up here.
     unsafe { ort::Error::result_from_status(status) }.map_err(|e| failed(what, e))
 }
@@ -91,7 +94,7 @@ enum Owner {
     /// The value lies over a tensor's bytes.
     Tensor(#[allow(dead_code)] Tensor),
     /// A session's allocator owns the memory.
-    Session(#[allow(dead_code)] Arc<SharedSessionInner>),
+    Session(#[allow(dead_code)] Keeper),
 }
 
 /// The only owner of an `OrtValue`.
@@ -175,9 +178,9 @@ impl Value {
     }
 
     /// Takes over an output of `run`.
-    fn output(value: NonNull<OrtValue>, dtype: DType, session: &Session) -> Result<Value, RuntimeError> {
+    fn output(value: NonNull<OrtValue>, dtype: DType, loaded: &Loaded) -> Result<Value, RuntimeError> {
         let handle = Arc::new(Handle(value));
-        let mut out = Value { handle, dtype, shape: vec![], owner: Owner::Session(session.inner()) };
+        let mut out = Value { handle, dtype, shape: vec![], owner: Owner::Session(loaded.keeper()) };
         let mut is_tensor = 0;
         // SAFETY: the value is valid; the out-pointer too.
         check("inspect an output", unsafe { (ort::api().IsTensor)(value.as_ptr(), &mut is_tensor) })?;
@@ -231,7 +234,7 @@ pub(super) fn upload(tensor: &Tensor) -> Result<Arc<dyn StateValue>, RuntimeErro
 
 /// Runs a session once. `outputs` gives each output's name and type, which the session declares.
 pub(super) fn run(
-    session: &Session,
+    loaded: &Loaded,
     input_names: &[CString],
     inputs: &[&Value],
     output_names: &[CString],
@@ -249,7 +252,7 @@ pub(super) fn run(
     // changed by them, so a mutable pointer from a shared reference is only what the C signature asks for.
     let status = unsafe {
         (ort::api().Run)(
-            session.ptr().cast_mut(),
+            loaded.session.ptr().cast_mut(),
             null(),
             in_names.as_ptr(),
             values.as_ptr(),
@@ -264,7 +267,7 @@ pub(super) fn run(
     let taken: Vec<_> = (results.into_iter().zip(output_types))
         .map(|(value, &dtype)| {
             let value = NonNull::new(value).ok_or_else(|| failed("run the model", "an output is empty"))?;
-            Value::output(value, dtype, session)
+            Value::output(value, dtype, loaded)
         })
         .collect();
     ran?;

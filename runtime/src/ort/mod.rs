@@ -1,7 +1,10 @@
 //! The ONNX Runtime engine, through a shared library that the user brings.
 
 #[allow(unsafe_code)]
+mod custom;
+#[allow(unsafe_code)]
 mod ffi;
+mod nodes;
 mod probe;
 mod program;
 
@@ -14,9 +17,13 @@ use ort::{
     environment::Environment,
     ep::{CUDA, ExecutionProviderDispatch, TensorRT},
     logging::LogLevel,
-    session::{Session, builder::GraphOptimizationLevel},
+    session::{
+        Session,
+        builder::{GraphOptimizationLevel, SessionBuilder},
+    },
 };
 use std::{
+    collections::BTreeMap,
     fmt::Display,
     path::PathBuf,
     sync::{Arc, Mutex, OnceLock, PoisonError},
@@ -80,14 +87,17 @@ impl Engine for Ort {
     }
 
     fn forms(&self) -> &'static [Form] {
-        &[Form::Portable]
+        &[Form::Portable, Form::Fused]
     }
 
     fn compile(&self, model: &Model, options: &CompileOptions) -> Result<Box<dyn Program>, RuntimeError> {
         options.check(NAME)?;
         guarded(NAME, "compile the model", || {
-            let session = self.session(model, options).map_err(|e| failed("load the model", e))?;
-            Ok(Box::new(program::OrtProgram::new(session, &model.state, options.device)?) as Box<dyn Program>)
+            let builder = self.builder(model, options).map_err(|e| failed("load the model", e))?;
+            // On a device the functions of the file stand for Limbeck's own operators.
+            let own = if options.device == Device::Cpu { nodes::own(&model.bytes)? } else { BTreeMap::new() };
+            let loaded = custom::Loaded::new(builder, &model.bytes, &own, options.thread_count())?;
+            Ok(Box::new(program::OrtProgram::new(loaded, &model.state, options.device)?) as Box<dyn Program>)
         })
     }
 
@@ -97,12 +107,12 @@ impl Engine for Ort {
 }
 
 impl Ort {
-    fn session(&self, model: &Model, options: &CompileOptions) -> ort::Result<Session> {
+    fn builder(&self, model: &Model, options: &CompileOptions) -> ort::Result<SessionBuilder> {
         // Without a folder the library would look for external data in the working directory.
         let folder = model.folder.clone().unwrap_or_else(|| PathBuf::from("(the model has no folder)"));
         // On a device, a node that falls back to the CPU is an error, not a hidden copy there and back at every run.
         let no_fallback = if options.device == Device::Cpu { "0" } else { "1" };
-        let mut builder = Session::builder(&self.environment)?
+        Ok(Session::builder(&self.environment)?
             .with_log_level(LogLevel::Warning)?
             .with_optimization_level(GraphOptimizationLevel::All)?
             .with_intra_threads(options.thread_count())?
@@ -112,8 +122,7 @@ impl Ort {
             .with_deterministic_compute(true)?
             .with_config_entry("session.model_external_initializers_file_folder_path", folder.to_string_lossy())?
             .with_config_entry("session.disable_cpu_ep_fallback", no_fallback)?
-            .with_execution_providers(providers(options))?;
-        builder.commit_from_memory(&model.bytes)
+            .with_execution_providers(providers(options))?)
     }
 }
 

@@ -1,6 +1,6 @@
 //! A compiled ONNX Runtime session.
 
-use super::{NAME, failed, ffi};
+use super::{NAME, custom::Loaded, failed, ffi};
 use crate::{
     RuntimeError,
     engine::{Device, Program, StatePair, StateSpec, ValueSpec, guarded},
@@ -8,14 +8,11 @@ use crate::{
     store::{StateStore, StateValue},
 };
 use limbeck_tensor::{DType, Tensor, io::TensorMap};
-use ort::{
-    session::Session,
-    value::{Outlet, TensorElementType, ValueType},
-};
+use ort::value::{Outlet, TensorElementType, ValueType};
 use std::{any::Any, ffi::CString, sync::Arc};
 
 pub(super) struct OrtProgram {
-    session: Session,
+    loaded: Loaded,
     signature: Signature,
     provider: &'static str,
     input_names: Vec<CString>,
@@ -24,11 +21,11 @@ pub(super) struct OrtProgram {
 }
 
 impl OrtProgram {
-    pub(super) fn new(session: Session, state: &[StatePair], device: Device) -> Result<OrtProgram, RuntimeError> {
+    pub(super) fn new(loaded: Loaded, state: &[StatePair], device: Device) -> Result<OrtProgram, RuntimeError> {
         let specs = |outlets: &[Outlet]| outlets.iter().map(spec).collect::<Result<Vec<_>, _>>();
         let names =
             |specs: &[ValueSpec]| specs.iter().map(|s| CString::new(s.name.as_str())).collect::<Result<Vec<_>, _>>();
-        let (inputs, outputs) = (specs(session.inputs())?, specs(session.outputs())?);
+        let (inputs, outputs) = (specs(loaded.session.inputs())?, specs(loaded.session.outputs())?);
         let zero = |e| failed("read the model", format!("a name holds a zero byte: {e}"));
         let (input_names, output_names) = (names(&inputs).map_err(zero)?, names(&outputs).map_err(zero)?);
         let output_types = outputs.iter().map(|s| s.dtype).collect();
@@ -39,7 +36,7 @@ impl OrtProgram {
             Device::TensorRt(_) => "TensorrtExecutionProvider or CUDAExecutionProvider",
         };
         let signature = Signature::new(NAME, inputs, outputs, state)?;
-        Ok(OrtProgram { session, signature, provider, input_names, output_names, output_types })
+        Ok(OrtProgram { loaded, signature, provider, input_names, output_names, output_types })
     }
 }
 
@@ -81,7 +78,7 @@ impl Program for OrtProgram {
             })
             .collect::<Result<Vec<_>, _>>()?;
         let results = guarded(NAME, "run the model", || {
-            ffi::run(&self.session, &self.input_names, &inputs, &self.output_names, &self.output_types)
+            ffi::run(&self.loaded, &self.input_names, &inputs, &self.output_names, &self.output_types)
         })?;
         let (mut outputs, mut updates) = (TensorMap::new(), Vec::new());
         for (slot, value) in self.signature.sinks().iter().zip(results) {

@@ -4,6 +4,7 @@ use super::{NAME, failed, ops, optimise::optimised};
 use crate::{
     RuntimeError,
     engine::{Model, ValueSpec},
+    fused::{DOMAIN, OPS, op_of},
 };
 use limbeck_tensor::DType;
 use prost::Message;
@@ -29,6 +30,7 @@ pub(super) fn load(model: &Model) -> Result<Loaded, RuntimeError> {
         return Err(refuse("it declares no opset: not an ONNX file, or truncated or damaged".into()));
     }
     proto.graph.iter_mut().flat_map(|g| &mut g.input).for_each(name_dims);
+    proto.graph.iter_mut().for_each(drop_numbers);
     let graph = proto.graph.as_ref().ok_or_else(|| refuse("it holds no graph".into()))?;
 
     let mut onnx = tract_onnx::onnx();
@@ -64,6 +66,16 @@ pub(super) fn load(model: &Model) -> Result<Loaded, RuntimeError> {
         output.dims = fact.shape.iter().map(|d| d.to_usize().ok()).collect();
     }
     Ok(Loaded { model, inputs, outputs })
+}
+
+/// Gives nodes of Limbeck's own operators the types that are in tract's table.
+fn drop_numbers(graph: &mut pb::GraphProto) {
+    for node in &mut graph.node {
+        if let Some(op) = op_of(&node.op_type).filter(|_| node.domain == DOMAIN) {
+            node.op_type = op.into();
+        }
+        node.attribute.iter_mut().flat_map(|a| a.g.iter_mut().chain(&mut a.graphs)).for_each(drop_numbers);
+    }
 }
 
 /// Gives unknown extents of an input a name of their own, since tract wants every extent known or named.
@@ -107,9 +119,9 @@ fn spec(value: &pb::ValueInfoProto) -> Result<ValueSpec, RuntimeError> {
 /// alone, so the domain is checked here.
 fn unsupported(graph: &pb::GraphProto, has: &dyn Fn(&pb::NodeProto) -> bool, missing: &mut Vec<String>) {
     for node in &graph.node {
-        let ours = ops::is_ours(&node.op_type);
+        let ours = OPS.contains(&node.op_type.as_str());
         let domain_fits = match node.domain.as_str() {
-            ops::DOMAIN => ours,
+            DOMAIN => ours,
             "" | "ai.onnx" | "ai.onnx.ml" | "com.microsoft" => !ours,
             _ => false,
         };

@@ -106,10 +106,9 @@ impl Map {
 
     fn node(self, group: &Group) -> Node {
         let axes: Vec<i64> = group.axes.iter().flatten().map(|&axis| axis as i64).collect();
-        let ops = self.ops.into_iter().map(|op| op.into_bytes().into()).collect();
         Node::new("Map", &self.inputs, &self.outputs)
             .in_domain(LIMBECK)
-            .with("ops", Attr::Strs(ops))
+            .with("ops", Attr::Str(self.ops.join(" ").into_bytes().into()))
             .with("args", self.args)
             .with("results", self.results)
             .with("axes", axes)

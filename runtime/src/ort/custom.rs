@@ -1,0 +1,489 @@
+//! Limbeck's own operators as custom operators of ONNX Runtime, through its C API.
+//!
+//! Every operator is declared alike: any number of operands of any type, any number of float32 results. What it really
+//! takes is checked when a kernel is made for a node ([`FusedOp::parse`]) and at every call, so that a node which does
+//! not fit is an error at load. Kernels have no state, so that concurrent runs share them.
+
+use super::{NAME, failed, ffi::check};
+use crate::{
+    RuntimeError,
+    fused::{Attributes, DOMAIN, Elements, FusedError, FusedOp, Operand, op_of},
+};
+use limbeck_kernels::Parallelism;
+use ort::{
+    AsPointer,
+    session::{Session, SharedSessionInner, builder::SessionBuilder},
+};
+use ort_sys::{
+    ONNXTensorElementDataType as Element, OrtApi, OrtCustomOp, OrtCustomOpDomain,
+    OrtCustomOpInputOutputCharacteristic as Characteristic, OrtErrorCode, OrtKernelContext, OrtKernelInfo, OrtMemType,
+    OrtStatusPtr, OrtValue,
+};
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use std::{
+    collections::BTreeMap,
+    ffi::{CStr, CString, c_char, c_int, c_void},
+    panic::{AssertUnwindSafe, catch_unwind},
+    ptr::{NonNull, null, null_mut},
+    slice,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+/// The domain with the operators of one model. Its sessions point into it, so it must outlive them.
+pub(super) struct Operators {
+    domain: NonNull<OrtCustomOpDomain>,
+    operators: Vec<Arc<Operator>>,
+}
+
+// SAFETY: after `Operators::new` nothing writes to the domain; sessions only read it, and counters are atomic.
+unsafe impl Send for Operators {}
+unsafe impl Sync for Operators {}
+
+impl Drop for Operators {
+    fn drop(&mut self) {
+        // SAFETY: the domain is valid and released once, after the sessions that use it (`Loaded`).
+        unsafe { (ort::api().ReleaseCustomOpDomain)(self.domain.as_ptr()) };
+    }
+}
+
+/// The operator that ONNX Runtime knows by the pointer to `table`, which therefore comes first.
+#[repr(C)]
+struct Operator {
+    table: OrtCustomOp,
+    op: &'static str,
+    /// The type in the file.
+    name: CString,
+    /// Where kernels compute; `None` is the caller's thread alone.
+    pool: Option<&'static ThreadPool>,
+    /// Kernels made so far.
+    made: AtomicUsize,
+}
+
+/// What is made for one node.
+struct Kernel {
+    op: FusedOp,
+    pool: Option<&'static ThreadPool>,
+}
+
+/// The pool of so many threads, which all sessions of that count share; `None` for one.
+fn pool(threads: usize) -> Result<Option<&'static ThreadPool>, RuntimeError> {
+    static POOLS: Mutex<BTreeMap<usize, &'static ThreadPool>> = Mutex::new(BTreeMap::new());
+    if threads <= 1 {
+        return Ok(None);
+    }
+    let mut pools = POOLS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(pool) = pools.get(&threads) {
+        return Ok(Some(pool));
+    }
+    let builder = ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("limbeck-ort-{i}"));
+    let pool: &'static ThreadPool = Box::leak(Box::new(builder.build().map_err(|e| failed("start its threads", e))?));
+    pools.insert(threads, pool);
+    Ok(Some(pool))
+}
+
+impl Operators {
+    /// The operators of these types, given as the file has them and as [`OPS`](crate::fused::OPS) does.
+    pub(super) fn new(types: &[(&str, &'static str)], threads: usize) -> Result<Operators, RuntimeError> {
+        const WHAT: &str = "register its operators";
+        let named = |name: &str| CString::new(name).map_err(|e| failed(WHAT, e));
+        let pool = pool(threads)?;
+        let mut domain = null_mut();
+        // SAFETY: the name ends with a zero byte and is copied; the out-pointer is valid.
+        check(WHAT, unsafe { (ort::api().CreateCustomOpDomain)(named(DOMAIN)?.as_ptr(), &mut domain) })?;
+        let domain = NonNull::new(domain).ok_or_else(|| failed(WHAT, "it returned nothing"))?;
+        let mut all = Operators { domain, operators: vec![] };
+        for &(name, op) in types {
+            let operator =
+                Arc::new(Operator { table: table(), op, name: named(name)?, pool, made: AtomicUsize::new(0) });
+            // SAFETY: both are valid. The operator keeps its place as long as the domain lives, and the pointer is to all
+            // of it, `table` first.
+            let status = unsafe { (ort::api().CustomOpDomain_Add)(domain.as_ptr(), Arc::as_ptr(&operator).cast()) };
+            all.operators.push(operator);
+            check(WHAT, status)?;
+        }
+        Ok(all)
+    }
+
+    /// Kernels made so far for operators of a type, as the file has it.
+    fn kernels(&self, name: &str) -> usize {
+        let of = self.operators.iter().filter(|o| o.name.as_bytes() == name.as_bytes());
+        of.map(|o| o.made.load(Ordering::Relaxed)).sum()
+    }
+}
+
+/// A session, and the operators that it points into.
+pub(super) struct Loaded {
+    // Dropped before `operators`.
+    pub(super) session: Session,
+    operators: Option<Arc<Operators>>,
+}
+
+/// Keeps a session and its operators.
+#[derive(Clone)]
+pub(super) struct Keeper {
+    // Dropped before `_operators`.
+    _session: Arc<SharedSessionInner>,
+    _operators: Option<Arc<Operators>>,
+}
+
+impl Loaded {
+    /// Loads a model whose nodes of Limbeck's own operators are counted by type, with kernels of so many threads for them.
+    ///
+    /// # Errors
+    /// An unknown type of node; what ONNX Runtime says; nodes without kernels, which would run as the functions that the
+    /// file defines them by.
+    pub(super) fn new(
+        mut builder: SessionBuilder,
+        model: &[u8],
+        nodes: &BTreeMap<String, usize>,
+        threads: usize,
+    ) -> Result<Loaded, RuntimeError> {
+        let known = |name: &String| op_of(name).ok_or_else(|| format!("{DOMAIN}.{name}"));
+        let types: Vec<_> = nodes.keys().map(|name| known(name).map(|op| (name.as_str(), op))).collect();
+        let unknown: Vec<String> = types.iter().filter_map(|t| t.clone().err()).collect();
+        if !unknown.is_empty() {
+            return Err(RuntimeError::UnsupportedOps { engine: NAME, ops: unknown });
+        }
+        let types: Vec<_> = types.into_iter().flatten().collect();
+        let operators = match types.is_empty() {
+            true => None,
+            false => Some(Arc::new(Operators::new(&types, threads)?)),
+        };
+        if let Some(operators) = &operators {
+            // SAFETY: both pointers are valid. The only session made of the builder, which ends here, is kept with the
+            // operators by `Loaded` and every `Keeper`, and dropped before them.
+            let status = unsafe { (ort::api().AddCustomOpDomain)(builder.ptr().cast_mut(), operators.domain.as_ptr()) };
+            check("register its operators", status)?;
+        }
+        let session = builder.commit_from_memory(model).map_err(|e| failed("load the model", e))?;
+        drop(builder);
+        for (name, &count) in nodes {
+            let made = operators.as_ref().map_or(0, |o| o.kernels(name));
+            if made != count {
+                let reason = format!("it has {count} nodes {DOMAIN}.{name}, but {made} kernels were made for them");
+                return Err(failed("load the model", reason));
+            }
+        }
+        Ok(Loaded { session, operators })
+    }
+
+    /// What a value in the session's memory holds on to.
+    pub(super) fn keeper(&self) -> Keeper {
+        Keeper { _session: self.session.inner(), _operators: self.operators.clone() }
+    }
+}
+
+/// The functions by which ONNX Runtime asks and calls an operator. It never passes a null pointer to them.
+fn table() -> OrtCustomOp {
+    unsafe extern "system" fn name(op: *const OrtCustomOp) -> *const c_char {
+        // SAFETY: `op` is the pointer that `Operators::new` registered, to an `Operator` that lives.
+        unsafe { &*op.cast::<Operator>() }.name.as_ptr()
+    }
+    unsafe extern "system" fn provider(_: *const OrtCustomOp) -> *const c_char {
+        null()
+    }
+    unsafe extern "system" fn one(_: *const OrtCustomOp) -> usize {
+        1
+    }
+    unsafe extern "system" fn any_type(_: *const OrtCustomOp, _: usize) -> Element {
+        Element::ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED
+    }
+    unsafe extern "system" fn float(_: *const OrtCustomOp, _: usize) -> Element {
+        Element::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT
+    }
+    unsafe extern "system" fn variadic(_: *const OrtCustomOp, _: usize) -> Characteristic {
+        Characteristic::INPUT_OUTPUT_VARIADIC
+    }
+    unsafe extern "system" fn host(_: *const OrtCustomOp, _: usize) -> OrtMemType {
+        OrtMemType::OrtMemTypeDefault
+    }
+    unsafe extern "system" fn no(_: *const OrtCustomOp) -> c_int {
+        0
+    }
+    unsafe extern "system" fn first(_: *const OrtCustomOp) -> c_int {
+        1
+    }
+    unsafe extern "system" fn last(_: *const OrtCustomOp) -> c_int {
+        c_int::MAX
+    }
+    OrtCustomOp {
+        version: ort_sys::ORT_API_VERSION,
+        CreateKernel: None,
+        GetName: Some(name),
+        GetExecutionProviderType: Some(provider),
+        GetInputType: Some(any_type),
+        GetInputTypeCount: Some(one),
+        GetOutputType: Some(float),
+        GetOutputTypeCount: Some(one),
+        KernelCompute: None,
+        KernelDestroy: Some(destroy),
+        GetInputCharacteristic: Some(variadic),
+        GetOutputCharacteristic: Some(variadic),
+        GetInputMemoryType: Some(host),
+        GetVariadicInputMinArity: Some(first),
+        GetVariadicInputHomogeneity: Some(no),
+        GetVariadicOutputMinArity: Some(first),
+        GetVariadicOutputHomogeneity: Some(first),
+        CreateKernelV2: Some(create),
+        KernelComputeV2: Some(compute),
+        InferOutputShapeFn: None,
+        GetStartVersion: Some(first),
+        GetEndVersion: Some(last),
+        GetMayInplace: None,
+        ReleaseMayInplace: None,
+        GetAliasMap: None,
+        ReleaseAliasMap: None,
+    }
+}
+
+/// Makes the kernel of a node.
+unsafe extern "system" fn create(
+    op: *const OrtCustomOp,
+    _: *const OrtApi,
+    info: *const OrtKernelInfo,
+    kernel: *mut *mut c_void,
+) -> OrtStatusPtr {
+    status(|| {
+        // SAFETY: `op` is the pointer that `Operators::new` registered, to an `Operator` that lives.
+        let operator = unsafe { &*op.cast::<Operator>() };
+        let node = Node(info);
+        let op = FusedOp::parse(operator.op, node.operands()?, node.results()?, &node)?;
+        let made = Box::new(Kernel { op, pool: operator.pool });
+        operator.made.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the library passes the place for the kernel and gives what is written there to `compute` and `destroy`.
+        unsafe { *kernel = Box::into_raw(made).cast() };
+        Ok(())
+    })
+}
+
+unsafe extern "system" fn destroy(kernel: *mut c_void) {
+    // SAFETY: the library gives back what `create` made, once, when no run uses it any more.
+    let kernel = unsafe { Box::from_raw(kernel.cast::<Kernel>()) };
+    // A panic must not reach the library, and there is nothing to do about one here.
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(kernel)));
+}
+
+/// Runs a kernel once.
+unsafe extern "system" fn compute(kernel: *mut c_void, context: *mut OrtKernelContext) -> OrtStatusPtr {
+    status(|| {
+        // SAFETY: `kernel` is what `create` made. It is never written to, so that runs on several threads may share it.
+        let kernel = unsafe { &*kernel.cast::<Kernel>() };
+        kernel.run(&Call(context)).map_err(|e| FusedError::new(format!("{}: {e}", kernel.op.op_type())))
+    })
+}
+
+/// ONNX Runtime's form of a result; a panic becomes an error too.
+fn status(f: impl FnOnce() -> Result<(), FusedError>) -> OrtStatusPtr {
+    let reason = match catch_unwind(AssertUnwindSafe(f)) {
+        Ok(Ok(())) => return OrtStatusPtr::default(),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "a kernel panicked".into(),
+    };
+    let reason = CString::new(reason.replace('\0', " ")).unwrap_or_default();
+    // SAFETY: the message ends with a zero byte and is copied.
+    unsafe { (ort::api().CreateStatus)(OrtErrorCode::ORT_FAIL, reason.as_ptr()) }
+}
+
+/// The error in a status of the C API.
+fn ask(status: OrtStatusPtr) -> Result<(), FusedError> {
+    // SAFETY: `status` was just returned by the C API and is given up here.
+    unsafe { ort::Error::result_from_status(status) }.map_err(FusedError::new)
+}
+
+/// The node that a kernel is made for; the pointer is valid during `create`.
+struct Node(*const OrtKernelInfo);
+
+impl Node {
+    fn operands(&self) -> Result<usize, FusedError> {
+        let mut count = 0;
+        // SAFETY: both pointers are valid.
+        ask(unsafe { (ort::api().KernelInfo_GetInputCount)(self.0, &mut count) })?;
+        Ok(count)
+    }
+
+    fn results(&self) -> Result<usize, FusedError> {
+        let mut count = 0;
+        // SAFETY: both pointers are valid.
+        ask(unsafe { (ort::api().KernelInfo_GetOutputCount)(self.0, &mut count) })?;
+        Ok(count)
+    }
+
+    /// What `read` gets for an attribute. That there is none the library tells in words only.
+    fn attribute<T>(
+        &self,
+        name: &str,
+        read: impl FnOnce(*const c_char) -> Result<T, FusedError>,
+    ) -> Result<Option<T>, FusedError> {
+        let key = CString::new(name).map_err(FusedError::new)?;
+        match read(key.as_ptr()) {
+            Ok(value) => Ok(Some(value)),
+            Err(error) if error.to_string().contains("No attribute with name") => Ok(None),
+            Err(error) => Err(FusedError::new(format!("attribute {name}: {error}"))),
+        }
+    }
+}
+
+impl Attributes for Node {
+    fn int(&self, name: &str) -> Result<Option<i64>, FusedError> {
+        self.attribute(name, |key| {
+            let mut value = 0;
+            // SAFETY: all pointers are valid; the key ends with a zero byte.
+            ask(unsafe { (ort::api().KernelInfoGetAttribute_int64)(self.0, key, &mut value) })?;
+            Ok(value)
+        })
+    }
+
+    fn ints(&self, name: &str) -> Result<Option<Vec<i64>>, FusedError> {
+        self.attribute(name, |key| {
+            let mut len = 0;
+            // SAFETY: as above; without a place for values the call gives their number.
+            ask(unsafe { (ort::api().KernelInfoGetAttributeArray_int64)(self.0, key, null_mut(), &mut len) })?;
+            let mut values = vec![0; len];
+            // SAFETY: there is place for `len` values.
+            ask(unsafe { (ort::api().KernelInfoGetAttributeArray_int64)(self.0, key, values.as_mut_ptr(), &mut len) })?;
+            Ok(values)
+        })
+    }
+
+    fn string(&self, name: &str) -> Result<Option<String>, FusedError> {
+        self.attribute(name, |key| {
+            let mut len = 0;
+            // SAFETY: as above; without a place for the text the call gives its length with the zero byte at its end.
+            ask(unsafe { (ort::api().KernelInfoGetAttribute_string)(self.0, key, null_mut(), &mut len) })?;
+            let mut text = vec![0u8; len];
+            // SAFETY: there is place for `len` bytes.
+            ask(unsafe {
+                (ort::api().KernelInfoGetAttribute_string)(self.0, key, text.as_mut_ptr().cast(), &mut len)
+            })?;
+            let text = CStr::from_bytes_until_nul(&text).map_err(FusedError::new)?;
+            Ok(text.to_string_lossy().into_owned())
+        })
+    }
+}
+
+/// A call of a kernel; the pointer is valid during `compute`.
+struct Call(*mut OrtKernelContext);
+
+/// An operand's type, extents, and the start of its elements.
+struct Input {
+    element: Element,
+    shape: Vec<usize>,
+    data: *const u8,
+}
+
+impl Kernel {
+    fn run(&self, call: &Call) -> Result<(), FusedError> {
+        let inputs = (0..call.operands()?).map(|i| call.input(i)).collect::<Result<Vec<_>, _>>()?;
+        let operands = inputs.iter().map(Input::operand).collect::<Result<Vec<_>, _>>()?;
+        let shapes: Vec<&[usize]> = operands.iter().map(|o| o.shape).collect();
+        let shapes = self.op.output_shapes(&shapes)?;
+        let results = shapes.iter().enumerate().map(|(i, shape)| call.result(i, shape));
+        let mut results = results.collect::<Result<Vec<_>, _>>()?;
+        match self.pool {
+            Some(pool) => {
+                let parallelism = Parallelism::new(pool.current_num_threads());
+                pool.install(|| self.op.run(&operands, &mut results, parallelism))
+            }
+            None => self.op.run(&operands, &mut results, Parallelism::Serial),
+        }
+    }
+}
+
+impl Call {
+    fn operands(&self) -> Result<usize, FusedError> {
+        let mut count = 0;
+        // SAFETY: both pointers are valid.
+        ask(unsafe { (ort::api().KernelContext_GetInputCount)(self.0, &mut count) })?;
+        Ok(count)
+    }
+
+    fn input(&self, index: usize) -> Result<Input, FusedError> {
+        let mut value: *const OrtValue = null();
+        // SAFETY: both pointers are valid; the index is below the number of operands.
+        ask(unsafe { (ort::api().KernelContext_GetInput)(self.0, index, &mut value) })?;
+        if value.is_null() {
+            return Err(FusedError::new(format!("operand {index} is left out")));
+        }
+        let mut info = null_mut();
+        // SAFETY: the value is a tensor, as the operator declares; `info` is released below, on every path.
+        ask(unsafe { (ort::api().GetTensorTypeAndShape)(value, &mut info) })?;
+        let read = || -> Result<_, FusedError> {
+            let (mut element, mut rank) = (Element::ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED, 0);
+            // SAFETY: `info` is valid and `dims` has room for `rank` entries.
+            ask(unsafe { (ort::api().GetTensorElementType)(info, &mut element) })?;
+            ask(unsafe { (ort::api().GetDimensionsCount)(info, &mut rank) })?;
+            let mut dims = vec![0i64; rank];
+            ask(unsafe { (ort::api().GetDimensions)(info, dims.as_mut_ptr(), rank) })?;
+            let shape = dims.into_iter().map(usize::try_from).collect::<Result<Vec<_>, _>>();
+            Ok((element, shape.map_err(FusedError::new)?))
+        };
+        let read = read();
+        // SAFETY: releases what was returned above, once.
+        unsafe { (ort::api().ReleaseTensorTypeAndShapeInfo)(info) };
+        let (element, shape) = read?;
+        let mut data = null_mut();
+        // SAFETY: the value is a tensor in host memory, since the operator is registered for the processor. It is only
+        // read, though the C signature asks for a mutable pointer.
+        ask(unsafe { (ort::api().GetTensorMutableData)(value.cast_mut(), &mut data) })?;
+        Ok(Input { element, shape, data: data.cast::<u8>().cast_const() })
+    }
+
+    /// The memory of a result of this shape.
+    fn result(&self, index: usize, shape: &[usize]) -> Result<&mut [f32], FusedError> {
+        let dims: Vec<i64> = shape.iter().map(|&d| d as i64).collect();
+        let mut value = null_mut();
+        // SAFETY: all pointers are valid and `dims` has the length given. An index past the results is an error.
+        ask(unsafe { (ort::api().KernelContext_GetOutput)(self.0, index, dims.as_ptr(), dims.len(), &mut value) })?;
+        if value.is_null() {
+            return Err(FusedError::new(format!("result {index} is left out")));
+        }
+        let mut data = null_mut();
+        // SAFETY: the value is a tensor of float32, as the operator declares, in host memory.
+        ask(unsafe { (ort::api().GetTensorMutableData)(value, &mut data) })?;
+        let len = length(shape)?;
+        let data = place::<f32>(data.cast::<u8>().cast_const())?;
+        match len {
+            0 => Ok(&mut []),
+            // SAFETY: the library allocated `len` floats for this result of this call. No operand and no other result
+            // lies there, since the operator declares nothing that may be computed in place, and `Kernel::run` asks for
+            // each result once. Any bits are a float.
+            _ => Ok(unsafe { slice::from_raw_parts_mut(data.cast_mut(), len) }),
+        }
+    }
+}
+
+impl Input {
+    fn operand(&self) -> Result<Operand<'_>, FusedError> {
+        let len = length(&self.shape)?;
+        // SAFETY (of both): the tensor has `len` elements of this type, which live and stay unchanged during the call.
+        let elements = match self.element {
+            Element::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT if len == 0 => Elements::F32(&[]),
+            Element::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT => {
+                Elements::F32(unsafe { slice::from_raw_parts(place::<f32>(self.data)?, len) })
+            }
+            Element::ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL if len == 0 => Elements::Bool(&[]),
+            Element::ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL => {
+                Elements::Bool(unsafe { slice::from_raw_parts(place::<u8>(self.data)?, len) })
+            }
+            other => return Err(FusedError::new(format!("takes float32 and bool tensors, got {other:?}"))),
+        };
+        Ok(Operand { shape: &self.shape, elements })
+    }
+}
+
+fn length(shape: &[usize]) -> Result<usize, FusedError> {
+    let len = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+    len.ok_or_else(|| FusedError::new(format!("the size of {shape:?} overflows")))
+}
+
+/// A pointer to elements, checked.
+fn place<T>(data: *const u8) -> Result<*const T, FusedError> {
+    let data = data.cast::<T>();
+    if data.is_null() || !data.is_aligned() {
+        return Err(FusedError::new("a tensor's memory is missing or not aligned"));
+    }
+    Ok(data)
+}
