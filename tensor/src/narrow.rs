@@ -168,14 +168,8 @@ pub(crate) fn encode(dtype: DType, values: &[f64]) -> Option<Vec<u8>> {
 mod tests {
     use super::*;
 
-    const FLOATS: [DType; 6] = [
-        DType::F8E4M3FN,
-        DType::F8E4M3FNUZ,
-        DType::F8E5M2,
-        DType::F8E5M2FNUZ,
-        DType::F8E8M0,
-        DType::F4E2M1,
-    ];
+    const FLOATS: [DType; 6] =
+        [DType::F8E4M3FN, DType::F8E4M3FNUZ, DType::F8E5M2, DType::F8E5M2FNUZ, DType::F8E8M0, DType::F4E2M1];
 
     #[test]
     fn every_number_has_its_code() {
@@ -204,8 +198,13 @@ mod tests {
         assert_eq!(values(DType::F4E2M1, &[0.25, 0.75, 2.5, 5.0, 9.0, -0.1]), [0.0, 1.0, 2.0, 4.0, 6.0, 0.0]);
         assert_eq!(values(DType::F8E4M3FN, &[464.0]), [448.0]);
         assert!(values(DType::F8E4M3FN, &[464.1])[0].is_nan());
-        assert_eq!(values(DType::F8E5M2, &[61439.0, 61440.0, f64::NEG_INFINITY]), [57344.0, f64::INFINITY, -f64::INFINITY]);
-        assert!(values(DType::F8E5M2FNUZ, &[61440.0, -0.0]) .iter().zip([true, false]).all(|(v, nan)| v.is_nan() == nan));
+        assert_eq!(
+            values(DType::F8E5M2, &[61439.0, 61440.0, f64::NEG_INFINITY]),
+            [57344.0, f64::INFINITY, -f64::INFINITY]
+        );
+        assert!(
+            values(DType::F8E5M2FNUZ, &[61440.0, -0.0]).iter().zip([true, false]).all(|(v, nan)| v.is_nan() == nan)
+        );
         assert_eq!(values(DType::I4, &[-9.0, -1.0, 7.5]), [-8.0, -1.0, 7.0]);
         assert_eq!(values(DType::U4, &[-1.0, 15.0, 99.0]), [0.0, 15.0, 15.0]);
     }

@@ -239,8 +239,9 @@ impl Tensor {
             DType::U16 => get::<u16>(self, f64::from),
             DType::U32 => get::<u32>(self, f64::from),
             DType::U64 => get::<u64>(self, |x| x as f64),
-            from => narrow::decode(from, &self.bytes(), self.len())
-                .ok_or(TensorError::Convert { from, to: DType::F64 }),
+            from => {
+                narrow::decode(from, &self.bytes(), self.len()).ok_or(TensorError::Convert { from, to: DType::F64 })
+            }
         }
     }
 

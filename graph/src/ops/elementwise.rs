@@ -195,7 +195,9 @@ fn cast_type(from: &TensorType, to: DType) -> Types {
 fn cast(node: &Node, x: &Array, to: DType) -> Values {
     let saturate = flag_attr(node, "saturate", true)?;
     let data = match &x.data {
-        _ if to == DType::F8E8M0 => ArrayData::Float(powers(&x.to_f64(), str_attr(node, "round_mode", "up")?, saturate)?),
+        _ if to == DType::F8E8M0 => {
+            ArrayData::Float(powers(&x.to_f64(), str_attr(node, "round_mode", "up")?, saturate)?)
+        }
         _ if to.is_narrow_float() => return Ok(vec![narrow_float(to, &x.to_f64(), saturate)?]),
         _ if !castable(to) => op_bail!("Limbeck does not cast to {to}"),
         ArrayData::Float(a) if to == DType::Bool => ArrayData::Int(a.mapv(|v| i64::from(v != 0.0))),
