@@ -13,9 +13,6 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-/// Operators that draw at random: the table knows their types alone.
-const DRAWN: Without = Without::Random;
-
 /// Of the cases of each operator: how many there are, and how many pass on each of [`ENGINES`].
 type Counts = BTreeMap<String, (usize, Vec<usize>)>;
 
@@ -64,7 +61,8 @@ fn gradient(op: &str) -> &'static str {
 fn row(page: &mut String, domain: &str, op: &str, engines: &str) {
     let key = if domain.is_empty() { op.to_owned() } else { format!("{domain}::{op}") };
     let known = ops::find(domain, op).is_some();
-    let drawn = NON_DIFFERENTIABLE.contains(&(op, DRAWN));
+    // Of what draws at random the table knows the types alone.
+    let drawn = NON_DIFFERENTIABLE.contains(&(op, Without::Random));
     let yes = |is: bool| if is { "yes" } else { "-" };
     let (infer, evaluate) = (yes(known), yes(known && !drawn));
     writeln!(page, "| {op} | yes | {infer} | {evaluate} | {} | {engines}", gradient(&key)).unwrap();
@@ -100,7 +98,7 @@ Made by `cargo xtask catalogue`; the test `catalogue` fails when it is out of da
     for op in &official {
         let engines = match counts.get(op) {
             Some((all, passing)) => passing.iter().map(|n| format!("{n}/{all} |")).collect::<Vec<_>>().join(" "),
-            None => "- |".repeat(ENGINES.len()).replace("||", "| |"),
+            None => vec!["- |"; ENGINES.len()].join(" "),
         };
         row(&mut page, "", op, &engines);
     }
@@ -116,7 +114,7 @@ Made by `cargo xtask catalogue`; the test `catalogue` fails when it is out of da
         writeln!(page, "## {domain}\n").unwrap();
         if domain == LIMBECK {
             page.push_str(
-                "Made by gradients and lowering; files that Limbeck ships hold none of them but in fused form.\n\n",
+                "Made by gradients; lowering puts them in other words, or leaves them to engines that have kernels for them.\n\n",
             );
         }
         page.push_str("| operator | read | infer | evaluate | gradient |\n|---|---|---|---|---|\n");
