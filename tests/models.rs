@@ -1,8 +1,10 @@
 //! Whole networks: each file is read as a user's is, made a train step and run on every engine, and the gradient of each of
-//! its weights agrees with torch in float64. The files are those of torch's exporters (`tests/golden/models/make.py`), and
+//! its weights agrees with torch in float64; and ONNX Runtime gives the same bits for it as Limbeck writes it. The files are those of torch's exporters (`tests/golden/models/make.py`), and
 //! two that other people trained (`make_real.py`), which `cargo xtask test --full` fetches.
 #![allow(missing_docs)]
 
+#[path = "models/anew.rs"]
+mod anew;
 #[path = "models/generated.rs"]
 mod generated;
 #[path = "models/golden.rs"]
@@ -18,6 +20,12 @@ fn check(name: &str) {
     let net = golden.net(None);
     let step = golden.step(&net).unwrap_or_else(|error| panic!("{name}: {error}"));
     golden.compare(&step);
+    written_anew(&golden, None);
+}
+
+fn written_anew(golden: &Golden, real: Option<&Path>) {
+    let folder = tempfile::tempdir().unwrap();
+    anew::check(&golden.place(real, folder.path()), &golden.batch());
 }
 
 /// A network of a package, where the packages are.
@@ -31,6 +39,7 @@ fn check_real(name: &str) {
     let golden = Golden::read(name);
     let net = golden.net(Some(Path::new(&folder)));
     golden.compare(&golden.step(&net).unwrap_or_else(|e| panic!("{name}: {e}")));
+    written_anew(&golden, Some(Path::new(&folder)));
 }
 
 macro_rules! networks {

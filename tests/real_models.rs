@@ -1,6 +1,9 @@
 //! Models that other people trained and exported: imported, they run on every engine and agree with ONNX Runtime on the file
-//! as it is. `cargo xtask test --full` fetches them (`LIMBECK_REAL_MODELS`).
+//! as it is, which gives the same bits for the file as Limbeck writes it. `cargo xtask test --full` fetches them (`LIMBECK_REAL_MODELS`).
 #![allow(missing_docs)]
+
+#[path = "models/anew.rs"]
+mod anew;
 
 use limbeck::graph::{Graph, ImportOptions};
 use limbeck::runtime::{CompileOptions, Engine, Model, engine, engines, noise};
@@ -141,6 +144,7 @@ fn models_of_other_people_run_everywhere() {
         let path = root.join(case.file);
         let feeds = case.feeds();
         let expected = run(reference, map_file(&path).unwrap(), &feeds).unwrap();
+        anew::check(&path, &feeds);
         let imported = case.imported(&path, &feeds);
         for engine in engines() {
             let result = imported.as_ref().map_err(Clone::clone).and_then(|graph| {

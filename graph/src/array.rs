@@ -17,7 +17,7 @@ pub struct Array {
 /// Elements of an [`Array`].
 #[derive(Debug, Clone, PartialEq)]
 pub enum ArrayData {
-    /// f16, bf16, f32 and f64 values.
+    /// Values of floats, those of 8 bits and fewer included.
     Float(ArrayD<f64>),
     /// Integers; bools as 0 and 1.
     Int(ArrayD<i64>),
@@ -66,12 +66,15 @@ impl Array {
         }
     }
 
-    /// Rounds floats to the dtype's precision and wraps integers into its range.
+    /// Rounds floats to the dtype's precision and wraps integers into its range. Floats of 8 bits and fewer are rounded by
+    /// what makes them, which knows what becomes of those out of range.
     pub fn rounded(mut self) -> Array {
         match (&mut self.data, self.dtype) {
             (ArrayData::Float(a), DType::F32) => a.mapv_inplace(|x| f64::from(x as f32)),
             (ArrayData::Float(a), DType::F16) => a.mapv_inplace(|x| half::f16::from_f64(x).to_f64()),
             (ArrayData::Float(a), DType::BF16) => a.mapv_inplace(|x| half::bf16::from_f64(x).to_f64()),
+            (ArrayData::Int(a), DType::I4) => a.mapv_inplace(|x| i64::from(((x as i8) << 4) >> 4)),
+            (ArrayData::Int(a), DType::U4) => a.mapv_inplace(|x| x & 0xf),
             (ArrayData::Int(a), DType::I8) => a.mapv_inplace(|x| i64::from(x as i8)),
             (ArrayData::Int(a), DType::U8) => a.mapv_inplace(|x| i64::from(x as u8)),
             (ArrayData::Int(a), DType::I16) => a.mapv_inplace(|x| i64::from(x as i16)),
@@ -87,7 +90,7 @@ impl Array {
     pub fn from_tensor(tensor: &Tensor) -> Result<Array, OpError> {
         let shape = IxDyn(tensor.shape());
         let dtype = tensor.dtype();
-        if dtype.is_float() {
+        if dtype.is_float() || dtype.is_narrow_float() {
             Ok(Array::float(dtype, ArrayD::from_shape_vec(shape, tensor.to_f64_vec()?)?))
         } else {
             Ok(Array::int(dtype, ArrayD::from_shape_vec(shape, tensor.to_i64_vec()?)?))

@@ -6,6 +6,7 @@ mod forms;
 use crate::infer::infer_results;
 use crate::{Capture, Graph, GraphError, IR_VERSION, Node, NodeId, OPSET, ValueId};
 use forms::{Edit, rewrite};
+use limbeck_tensor::DType;
 use std::collections::{HashMap, HashSet};
 
 /// Oldest and newest opset that is understood.
@@ -65,17 +66,32 @@ impl Graph {
     }
 }
 
-/// The opset that all operators in use need, at least [`OPSET`].
+/// The opset that all operators and types in use need, at least [`OPSET`].
 fn newest(graph: &Graph) -> i64 {
-    let of = |n: &Node| n.subgraphs().map(newest).fold(since(n), i64::max);
+    let of = |n: &Node| n.subgraphs().map(newest).fold(since(n, graph), i64::max);
     graph.nodes().map(|(_, n)| of(n)).fold(OPSET, i64::max)
 }
 
-/// The opset that brought a node's operator or what it asks of it.
-fn since(node: &Node) -> i64 {
+/// The opset that brought a node's operator, what it asks of it or a type of its operands and results.
+fn since(node: &Node, graph: &Graph) -> i64 {
+    let values = node.operands().chain(node.outputs.iter().flatten().copied());
+    let dtypes = values.filter_map(|v| Some(graph.ty(v)?.dtype));
+    let quantises = matches!(node.op.as_str(), "QuantizeLinear" | "DequantizeLinear");
+    let typed = dtypes.map(|dtype| match dtype {
+        DType::F8E8M0 => 24,
+        DType::F4E2M1 => 23,
+        DType::I4 | DType::U4 => 21,
+        DType::I16 | DType::U16 if quantises => 21,
+        _ => OPSET,
+    });
+    if node.domain_or_default().is_empty() { typed.fold(asks(node), i64::max) } else { OPSET }
+}
+
+/// The opset that brought a node's operator or attributes.
+fn asks(node: &Node) -> i64 {
     let set = |attr: &str| node.int(attr).unwrap_or(0) != 0;
     match node.op.as_str() {
-        _ if !node.domain_or_default().is_empty() => OPSET,
+        "Cast" | "CastLike" if node.attrs.contains_key("round_mode") => 24,
         "QuantizeLinear" | "DequantizeLinear"
             if set("precision") || (set("output_dtype") && node.op.starts_with('D')) =>
         {

@@ -231,3 +231,45 @@ fn inference_adds_to_what_is_declared_and_names_contradictions() {
         );
     }
 }
+
+/// The types that an operator takes came with opsets of their own, which the canonical form has to declare.
+#[test]
+fn types_newer_than_the_canonical_opset_raise_it() {
+    let quantised = |dtype: DType, block: i64| {
+        let mut g = Graph::new("g");
+        g.meta.opsets = vec![(String::new(), 24)];
+        let x = g.add_input("x", TensorType::new(DType::F32, &[2, 4]));
+        let scale = g.add_initializer("scale", Tensor::new([2, 2], vec![1f32; 4]).unwrap());
+        let one = g.add_initializer("one", Tensor::scalar(1f32));
+        let zero =
+            g.add_initializer("zero", Tensor::zeros(dtype, if block > 0 { vec![2, 2] } else { vec![] }).unwrap());
+        let y = g.add_value("y", None);
+        let node = Node::new("QuantizeLinear", &[x, if block > 0 { scale } else { one }, zero], &[y]);
+        g.add_node(if block > 0 { node.with("block_size", block) } else { node });
+        g.outputs.push(y);
+        g.canonicalise().unwrap();
+        let ty = g.ty(y).map(ToString::to_string);
+        assert_eq!(ty, Some(format!("{dtype}[2, 4]")));
+        g.opset("").unwrap()
+    };
+    assert_eq!(quantised(DType::U8, 0), OPSET);
+    assert_eq!(quantised(DType::F8E4M3FN, 0), OPSET);
+    assert_eq!([DType::I16, DType::U16, DType::I4, DType::U4].map(|dtype| quantised(dtype, 0)), [21; 4]);
+    assert_eq!(quantised(DType::U8, 2), 21);
+    assert_eq!(quantised(DType::F4E2M1, 0), 23);
+    for (dtype, opset) in [(DType::F8E8M0, 24), (DType::F8E5M2, OPSET)] {
+        let mut g = Graph::new("g");
+        g.meta.opsets = vec![(String::new(), 24)];
+        let x = g.add_input("x", TensorType::new(DType::F32, &[3]));
+        let y = g.add_value("y", None);
+        let node = Node::new("Cast", &[x], &[y]).with("to", i64::from(dtype.to_onnx())).with("round_mode", "nearest");
+        g.add_node(node);
+        g.outputs.push(y);
+        g.canonicalise().unwrap();
+        assert_eq!(g.opset(""), Some(opset), "{dtype}");
+        assert_eq!(g.nodes().next().unwrap().1.str("round_mode").is_some(), dtype == DType::F8E8M0);
+        let fed = [("x".to_owned(), Tensor::new([3], vec![1f32, 1.4, 1.6]).unwrap())];
+        let rounded = if dtype == DType::F8E8M0 { [1.0, 1.0, 2.0] } else { [1.0, 1.5, 1.5] };
+        assert_eq!(g.evaluate(&fed.into()).unwrap()["y"].to_f64_vec().unwrap(), rounded);
+    }
+}

@@ -92,6 +92,23 @@ fn what_a_file_says_of_values_and_weights_survives_other_names_types_and_data() 
 }
 
 #[test]
+fn declarations_of_element_types_that_nobody_knows_come_back() {
+    let raw = std::fs::read(path("infos")).unwrap();
+    // The start of a float32 tensor type with a shape.
+    let places: Vec<usize> = (0..raw.len()).filter(|&at| raw[at..].starts_with(&[8, 1, 18])).collect();
+    assert!(places.len() > 10, "{places:?}");
+    for at in places {
+        let mut odd = raw.clone();
+        odd[at + 1] = 72;
+        any_bytes::codec(&odd);
+        let mut graph = Graph::from_bytes(odd.clone().into(), None).unwrap();
+        assert!(graph.to_bytes().unwrap() == odd, "with another type at byte {at}");
+        touch(&mut graph);
+        assert!(graph.to_bytes().unwrap() == odd, "written anew, with another type at byte {at}");
+    }
+}
+
+#[test]
 fn fields_that_nobody_knows_survive_a_rewrite() {
     let mut graph = read("unknown_fields");
     touch(&mut graph);

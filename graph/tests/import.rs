@@ -1,8 +1,8 @@
 //! The importer takes apart what other exporters write; ONNX Runtime's answers on the models as they were
 //! (`models/make_import.py`) are the reference.
 
-use limbeck_graph::{Graph, ImportOptions};
-use limbeck_tensor::{Bytes, Tensor, io::read_npy};
+use limbeck_graph::{Graph, ImportOptions, Node, TensorType};
+use limbeck_tensor::{Bytes, DType, Tensor, io::read_npy};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -107,4 +107,31 @@ fn functions_that_never_end_or_grow_without_bound_are_refused() {
     let chain = names.windows(2).map(|w| function(&w[0], &[&w[1], &w[1]])).chain([function("f30", &["f31", "f31"])]);
     let error = graph(chain.collect(), "f0").inline_functions().unwrap_err();
     assert!(error.to_string().contains("once its functions are inlined"), "{error}");
+}
+
+/// A scale that is fed is put in other words, whatever the quantised type.
+#[test]
+fn quantisation_keeps_its_values() {
+    for dtype in [DType::I8, DType::U16, DType::I4, DType::F8E4M3FN, DType::F4E2M1] {
+        for (there, back) in [(None, None), (Some(DType::F16), None), (None, Some(DType::F16))] {
+            let mut g = Graph::new("g");
+            g.meta.opsets = vec![(String::new(), 23)];
+            let x = g.add_input("x", TensorType::new(DType::F32, &[4]));
+            let scale = g.add_input("scale", TensorType::new(DType::F32, &[]));
+            let (q, y) = (g.add_value("q", None), g.add_value("y", None));
+            let node = Node::new("QuantizeLinear", &[x, scale], &[q]).with("output_dtype", i64::from(dtype.to_onnx()));
+            let code = |dtype: DType| i64::from(dtype.to_onnx());
+            g.add_node(if let Some(dtype) = there { node.with("precision", code(dtype)) } else { node });
+            let node = Node::new("DequantizeLinear", &[q, scale], &[y]);
+            g.add_node(if let Some(dtype) = back { node.with("output_dtype", code(dtype)) } else { node });
+            g.outputs.push(y);
+            let fed =
+                [("x", Tensor::new([4], vec![0.3f32, 0.6, 1.3, -0.55]).unwrap()), ("scale", Tensor::scalar(0.2f32))];
+            let fed = fed.map(|(name, value)| (name.to_owned(), value)).into();
+            let before = g.evaluate(&fed).unwrap();
+            g.import(&ImportOptions::default()).unwrap();
+            assert_eq!(g.evaluate(&fed).unwrap(), before, "{dtype} {there:?} {back:?}");
+            assert_eq!(before["y"].dtype(), back.unwrap_or(DType::F32));
+        }
+    }
 }

@@ -41,17 +41,6 @@ const LEFT_OUT: &[(&str, Stage, &str)] = &[
     ("test_if_seq", Stage::Read, SEQUENCES),
     ("test_loop13_seq", Stage::Read, SEQUENCES),
     ("test_loop16_seq_none", Stage::Read, SEQUENCES),
-    ("FLOAT8", Stage::Read, NARROW),
-    ("FLOAT4E2M1", Stage::Read, NARROW),
-    ("INT4", Stage::Read, NARROW),
-    ("linear_e4m3fn", Stage::Read, NARROW),
-    ("linear_e5m2", Stage::Read, NARROW),
-    ("linear_float4e2m1", Stage::Read, NARROW),
-    ("linear_int4", Stage::Read, NARROW),
-    ("linear_uint4", Stage::Read, NARROW),
-    ("linear_int16", Stage::Read, NEWER_QUANTISATION),
-    ("linear_uint16", Stage::Read, NEWER_QUANTISATION),
-    ("linear_blocked", Stage::Read, NEWER_QUANTISATION),
     ("test_not_", Stage::None, "opset 1 is declared; 7 to 24 are understood"),
     ("test_scan_sum", Stage::None, "the batched Scan of opset 8 is refused by name"),
     ("test_bernoulli", Stage::Inferred, "draws from a generator; noise enters graphs as inputs"),
@@ -78,8 +67,6 @@ const ML: &str = "ai.onnx.ml holds operators of classical learning, which no net
 const TRAINING: &str = "optimisers are graphs of plain operators in Limbeck";
 const STRINGS: &str = "the table is about numbers; text is prepared before a network";
 const SEQUENCES: &str = "the table is about tensors; sequences and optionals are carried along in files";
-const NARROW: &str = "types of fewer than 8 bits and 8-bit floats are stored and carried, not computed with";
-const NEWER_QUANTISATION: &str = "16-bit and blocked quantisation came after opset 20, the canonical one";
 const ATTENTION: &str =
     "ONNX 1.23 corrected the operator: the mask is added behind the softcap, and mode 1 is ahead of it";
 const FRACTION: &str = "a fractional length is expected where the specification and ONNX Runtime take the result's";

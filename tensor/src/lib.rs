@@ -7,6 +7,7 @@ mod dtype;
 mod error;
 pub mod io;
 mod map;
+mod narrow;
 mod npy;
 mod tensor;
 

@@ -1,6 +1,6 @@
 //! The tensor: a dtype, a shape and shared immutable bytes in row-major order, little-endian.
 
-use crate::{DType, Element, TensorError, element_count};
+use crate::{DType, Element, TensorError, element_count, narrow};
 use bytes::Bytes;
 use half::{bf16, f16};
 use ndarray::{ArrayViewD, IxDyn};
@@ -97,7 +97,7 @@ impl Tensor {
         }
     }
 
-    /// Rounds `values` to `dtype` (any real, integer or bool type; integers saturate, ties to even).
+    /// Rounds `values` to `dtype` (any real or bool type, integers of at least 4 bits; integers saturate, ties to even).
     pub fn from_f64(dtype: DType, shape: impl Into<Vec<usize>>, values: &[f64]) -> Result<Tensor, TensorError> {
         fn put<T: Element>(shape: Vec<usize>, v: &[f64], f: impl Fn(f64) -> T) -> Result<Tensor, TensorError> {
             Tensor::new(shape, v.iter().map(|&x| f(x)).collect())
@@ -117,7 +117,10 @@ impl Tensor {
             DType::U32 => put(s, values, |x| x.round_ties_even() as u32),
             DType::U64 => put(s, values, |x| x.round_ties_even() as u64),
             DType::Bool => Tensor::bools(s, &values.iter().map(|&x| x != 0.0).collect::<Vec<_>>()),
-            to => Err(TensorError::Convert { from: DType::F64, to }),
+            to => match narrow::encode(to, values) {
+                Some(bytes) => Tensor::from_bytes(to, s, bytes.into()),
+                None => Err(TensorError::Convert { from: DType::F64, to }),
+            },
         }
     }
 
@@ -218,7 +221,7 @@ impl Tensor {
         })
     }
 
-    /// The elements as `f64` (every real, integer and bool type).
+    /// The elements as `f64` (every real and bool type, integers of at least 4 bits).
     pub fn to_f64_vec(&self) -> Result<Vec<f64>, TensorError> {
         fn get<T: Element>(t: &Tensor, f: impl Fn(T) -> f64) -> Result<Vec<f64>, TensorError> {
             Ok(t.to_vec::<T>()?.into_iter().map(f).collect())
@@ -236,7 +239,9 @@ impl Tensor {
             DType::U16 => get::<u16>(self, f64::from),
             DType::U32 => get::<u32>(self, f64::from),
             DType::U64 => get::<u64>(self, |x| x as f64),
-            from => Err(TensorError::Convert { from, to: DType::F64 }),
+            from => {
+                narrow::decode(from, &self.bytes(), self.len()).ok_or(TensorError::Convert { from, to: DType::F64 })
+            }
         }
     }
 
@@ -257,7 +262,7 @@ impl Tensor {
             DType::U64 => {
                 self.to_vec::<u64>()?.into_iter().map(|x| i64::try_from(x).ok()).collect::<Option<_>>().ok_or(refuse)
             }
-            _ => Err(refuse),
+            dtype => narrow::decode_ints(dtype, &self.bytes(), self.len()).ok_or(refuse),
         }
     }
 

@@ -2,6 +2,8 @@
 //! trains the net it was made from. The files and torch's numbers come from `tests/golden/exports/make.py`.
 #![allow(missing_docs)]
 
+#[path = "../models/anew.rs"]
+mod anew;
 mod cases;
 
 use cases::{CASES, Case, POSITIONS, Same};
@@ -111,6 +113,23 @@ fn a_file_that_was_read_and_written_is_the_same_to_training() {
         let mut report = net.report();
         report.remarks.retain(|r| r.finding != Separated);
         assert_eq!(again.report(), report, "{}", case.file);
+    }
+}
+
+#[test]
+fn a_file_written_anew_is_the_same_to_onnx_runtime() {
+    // What is exported for training draws its dropout.
+    for case in CASES.iter().filter(|case| !case.file.ends_with("_train")) {
+        let path = folder().join(format!("{}.onnx", case.file));
+        let graph = Graph::read(&path).unwrap();
+        let feed = |&id: &_| {
+            let (dtype, shape) = (graph.ty(id).unwrap().dtype, graph.shape(id).unwrap());
+            let float = |i: usize| (i * 37 % 23) as f64 / 8.0 - 1.3;
+            let values = (0..shape.iter().product()).map(|i| if dtype.is_float() { float(i) } else { (i % 2) as f64 });
+            let values: Vec<f64> = values.collect();
+            (graph.name_of(id).to_owned(), Tensor::from_f64(dtype, shape, &values).unwrap())
+        };
+        anew::check(&path, &graph.inputs.iter().map(feed).collect());
     }
 }
 

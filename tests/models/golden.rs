@@ -70,23 +70,27 @@ impl Golden {
         self.weights().iter().filter_map(|w| Some((text(&w["name"]), w.get("gradient")?))).collect()
     }
 
-    /// The file, with its weights beside it as the exporter leaves them: generated, or from a package of `real`.
     fn graph(&self, real: Option<&Path>) -> Graph {
-        let (to, file) = (tempfile::tempdir().unwrap(), format!("{}.onnx", self.name));
+        let to = tempfile::tempdir().unwrap();
+        Graph::read(self.place(real, to.path())).unwrap()
+    }
+
+    /// The file, placed in the folder `to` with its weights beside it as the exporter leaves them: generated, or from a
+    /// package of `real`. One that holds its weights stays where it is.
+    pub(crate) fn place(&self, real: Option<&Path>, to: &Path) -> PathBuf {
+        let file = format!("{}.onnx", self.name);
         let copy = |from: PathBuf| {
-            let copied = to.path().join(from.file_name().unwrap());
+            let copied = to.join(from.file_name().unwrap());
             fs::copy(&from, &copied).unwrap_or_else(|e| panic!("{}: {e}", from.display()));
             copied
         };
         let weights = real.map(|real| real.join(text(&self.facts["file"])));
-        if let Some(path) = weights.as_ref().filter(|path| path.extension().is_some_and(|e| e == "onnx")) {
-            return Graph::read(path).unwrap();
-        }
         match weights {
+            Some(path) if path.extension().is_some_and(|e| e == "onnx") => return path,
             Some(path) => _ = copy(path),
-            None => fs::write(to.path().join(format!("{file}.data")), self.generated()).unwrap(),
+            None => fs::write(to.join(format!("{file}.data")), self.generated()).unwrap(),
         }
-        Graph::read(copy(folder().join(&file))).unwrap()
+        copy(folder().join(&file))
     }
 
     /// The external file.
@@ -114,7 +118,7 @@ impl Golden {
         net.with_constants(&more).unwrap()
     }
 
-    fn batch(&self) -> TensorMap {
+    pub(crate) fn batch(&self) -> TensorMap {
         let input = |i: &Value| {
             let (name, shape) = (text(&i["name"]), extents(&i["shape"]));
             let tensor = match (&i["kind"], &shape[..]) {

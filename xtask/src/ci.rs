@@ -46,6 +46,14 @@ pub(crate) fn test(full: bool, offline: bool) -> Result<()> {
     run_command(&mut tests)
 }
 
+/// Writes the catalogue of operators anew, by the test that checks it.
+pub(crate) fn catalogue() -> Result<()> {
+    let mut tests = cargo();
+    tests.args(["test", "--workspace", "--test", "catalogue"]).env("LIMBECK_CATALOGUE", "write");
+    given(&mut tests, false)?;
+    run_command(&mut tests)
+}
+
 /// Tells the tests where ONNX Runtime, ONNX's node tests and, with `full`, models of other people lie; what is not there is
 /// fetched. Says what cannot be had.
 fn given(tests: &mut Command, full: bool) -> Result<()> {

@@ -1,4 +1,4 @@
-//! Build and test tasks of the workspace: `cargo xtask test`, `ort`, `arm`, `fuzz`, `ci`.
+//! Build and test tasks of the workspace: `cargo xtask test`, `catalogue`, `ort`, `arm`, `fuzz`, `ci`.
 #![forbid(unsafe_code)]
 
 mod arm;
@@ -34,6 +34,8 @@ enum Task {
         #[arg(long)]
         offline: bool,
     },
+    /// Write `docs/operators.md` anew: what is known of each operator, and which of ONNX's node tests pass.
+    Catalogue,
     /// Fetch ONNX Runtime and print the shell line that makes it known.
     Ort,
     /// Cross-build the device binary for aarch64 and run it, emulated if need be.
@@ -70,6 +72,10 @@ fn main() -> Result<()> {
         Task::Test { full, offline } => {
             enter_workspace()?;
             ci::test(full, offline)
+        }
+        Task::Catalogue => {
+            enter_workspace()?;
+            ci::catalogue()
         }
         Task::Ort => {
             enter_workspace()?;

@@ -174,9 +174,13 @@ pub(super) fn rewrite(e: &mut Edit) -> Result<(), OpError> {
             e.set_input(2, axis);
         }
         "GroupNormalization" if from < 21 => group_normalization(e)?,
-        "Cast" | "CastLike" if from > 23 => {
-            // Only conversions to float8e8m0 look at it, which opset 20 lacks.
-            e.take("round_mode");
+        // Only conversions to float8e8m0 look at it.
+        "Cast" if from > 23 && e.node().int("to") != Some(DType::F8E8M0.to_onnx().into()) => _ = e.take("round_mode"),
+        "CastLike" if from > 23 => {
+            let like = e.node().input(1).and_then(|like| e.graph.ty(like));
+            if like.is_some_and(|ty| ty.dtype != DType::F8E8M0) {
+                e.take("round_mode");
+            }
         }
         "Scan" if from < 9 => op_bail!("the batched form of opset 8 is not supported"),
         "Add" | "Sub" | "Mul" | "Div" | "Pow" | "And" | "Or" | "Xor" | "Equal" | "Greater" | "Less" => {

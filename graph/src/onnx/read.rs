@@ -280,7 +280,8 @@ impl Reader<'_> {
             let name = sub.name_of(inner).to_owned();
             let outer = scope.resolve(&name, || format!("{label}, in its subgraph '{attribute}',"))?;
             sub.captures[i].outer = outer;
-            if sub.ty(inner).is_none() {
+            // What the file declares stands, understood or not.
+            if sub.value(inner).raw.is_none() {
                 sub.set_ty(inner, scope.graph.ty(outer).cloned());
             }
         }

@@ -92,7 +92,9 @@ pub(super) fn declare(scope: &mut Scope, raw: Bytes, what: &str) -> Result<Value
             scope.graph.spare_infos.push((id, raw));
         }
     } else {
-        value.ty = tensor_type(info.ty).or(value.ty.take());
+        // A type that is not understood takes the place of what an earlier declaration says, not of a constant's own.
+        let before = value.ty.take().filter(|_| info.ty.is_none() || value.raw.is_none());
+        value.ty = tensor_type(info.ty).or(before);
         if let Some(before) = value.raw.replace(raw) {
             scope.graph.spare_infos.push((id, before));
         }

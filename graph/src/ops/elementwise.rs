@@ -1,7 +1,7 @@
 //! Element by element: arithmetic, mathematical functions, casts, choice, and the two gradient markers of
 //! Limbeck's own domain.
 
-use super::support::{flag_attr, int_attr};
+use super::support::{flag_attr, int_attr, narrow_float, str_attr};
 use super::util::{
     Types, Values, binary, bool_ty, broadcast_types, broadcast2, check_same_shape, expand, float_ty, is_number,
     like_float, like_number, like_signed, map_float, map_number, max, min, number_ty, number2, same_dtype,
@@ -181,7 +181,7 @@ fn eval_clip(cx: &EvalCx) -> Values {
 }
 
 fn castable(dtype: DType) -> bool {
-    is_number(dtype) || dtype == DType::Bool
+    is_number(dtype) || dtype.is_narrow_float() || matches!(dtype, DType::Bool | DType::I4 | DType::U4)
 }
 
 fn cast_type(from: &TensorType, to: DType) -> Types {
@@ -192,8 +192,13 @@ fn cast_type(from: &TensorType, to: DType) -> Types {
 }
 
 /// Floats are truncated towards zero on their way to integers; what does not fit is undefined in ONNX.
-fn cast(x: &Array, to: DType) -> Values {
+fn cast(node: &Node, x: &Array, to: DType) -> Values {
+    let saturate = flag_attr(node, "saturate", true)?;
     let data = match &x.data {
+        _ if to == DType::F8E8M0 => {
+            ArrayData::Float(powers(&x.to_f64(), str_attr(node, "round_mode", "up")?, saturate)?)
+        }
+        _ if to.is_narrow_float() => return Ok(vec![narrow_float(to, &x.to_f64(), saturate)?]),
         _ if !castable(to) => op_bail!("Limbeck does not cast to {to}"),
         ArrayData::Float(a) if to == DType::Bool => ArrayData::Int(a.mapv(|v| i64::from(v != 0.0))),
         ArrayData::Int(a) if to == DType::Bool => ArrayData::Int(a.mapv(|v| i64::from(v != 0))),
@@ -202,6 +207,34 @@ fn cast(x: &Array, to: DType) -> Values {
         ArrayData::Int(a) => ArrayData::Int(a.clone()),
     };
     Ok(vec![Array { dtype: to, data }])
+}
+
+/// The power of two that float8e8m0 has for each number. Negative ones have none.
+fn powers(x: &ArrayD<f64>, mode: &str, saturate: bool) -> Result<ArrayD<f64>, OpError> {
+    let (least, most) = (2f64.powi(-127), 2f64.powi(127));
+    let up: fn(f64) -> bool = match mode {
+        "up" => |over| over > 1.0,
+        "down" => |_| false,
+        "nearest" => |over| over >= 1.5,
+        other => op_bail!("round_mode is '{other}'; up, down and nearest are known"),
+    };
+    Ok(x.mapv(|x| {
+        // Exact: the exponent of a number of the type, or beyond it.
+        let below = if x < least || x > 2.0 * most { x } else { f64::from_bits(x.to_bits() >> 52 << 52) };
+        let power = if x < least {
+            least
+        } else if up(x / below) {
+            2.0 * below
+        } else {
+            below
+        };
+        match (saturate, power > most) {
+            _ if x.is_nan() || x < 0.0 => f64::NAN,
+            (true, true) => most,
+            (false, true) => f64::NAN,
+            _ => power,
+        }
+    }))
 }
 
 /// The dtype named by the attribute `to`.
@@ -218,7 +251,7 @@ fn infer_cast(cx: &InferCx) -> Types {
 }
 
 fn eval_cast(cx: &EvalCx) -> Values {
-    cast(cx.array(0)?, cast_to(cx.node)?)
+    cast(cx.node, cx.array(0)?, cast_to(cx.node)?)
 }
 
 fn infer_cast_like(cx: &InferCx) -> Types {
@@ -226,7 +259,7 @@ fn infer_cast_like(cx: &InferCx) -> Types {
 }
 
 fn eval_cast_like(cx: &EvalCx) -> Values {
-    cast(cx.array(0)?, cx.array(1)?.dtype)
+    cast(cx.node, cx.array(0)?, cx.array(1)?.dtype)
 }
 
 fn infer_where(cx: &InferCx) -> Types {

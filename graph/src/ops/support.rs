@@ -4,7 +4,7 @@ use super::util::{Types, check_size};
 use super::{EvalCx, InferCx};
 use crate::types::{Dim, MAX_RANK, TensorType};
 use crate::{Array, ArrayData, Attr, Node, OpError, op_bail};
-use limbeck_tensor::DType;
+use limbeck_tensor::{DType, Tensor};
 use ndarray::{ArrayD, Dimension, IxDyn, indices};
 
 /// An array of one value.
@@ -63,6 +63,14 @@ pub(super) fn reshaped(x: &Array, shape: &[usize]) -> Result<Array, OpError> {
         ArrayData::Float(a) => Array::float(x.dtype, ArrayD::from_shape_vec(IxDyn(shape), flat(a))?),
         ArrayData::Int(a) => Array::int(x.dtype, ArrayD::from_shape_vec(IxDyn(shape), flat(a))?),
     })
+}
+
+/// Numbers rounded to a float type of 8 bits or fewer. Those beyond its largest become that, or with `saturate` off what
+/// the type has for them: infinity or NaN.
+pub(super) fn narrow_float(dtype: DType, x: &ArrayD<f64>, saturate: bool) -> Result<Array, OpError> {
+    let Some(largest) = dtype.largest_narrow() else { op_bail!("{dtype} is no float of 8 bits or fewer") };
+    let values: Vec<f64> = x.iter().map(|v| if saturate { v.clamp(-largest, largest) } else { *v }).collect();
+    Array::from_tensor(&Tensor::from_f64(dtype, x.shape(), &values)?)
 }
 
 /// The elements in row-major order.

@@ -31,12 +31,14 @@ pub(super) fn dequantize<'c>(
     Ok(Some(moved.cast(scale.dtype()) * scale))
 }
 
-/// Data, and scale and zero point shaped to broadcast over it, when they are computed and not blocked.
+/// Data, and scale and zero point shaped to broadcast over it, when they are computed and of the plain kind: not blocked,
+/// whole numbers, and no types stated besides.
 fn computed<'c>(cx: &'c Cx, node: &Node, operands: &[Option<Var<'c>>]) -> Result<Option<Parts<'c>>, OpError> {
     let x = |i: usize| operands.get(i).copied().flatten();
     let (Some(data), Some(scale)) = (x(0), x(1)) else { op_bail!("data or scale is missing") };
     let fixed = constant(cx, scale).is_some() && x(2).is_none_or(|zero| constant(cx, zero).is_some());
-    if fixed || node.int("block_size").unwrap_or(0) != 0 {
+    let stated = ["block_size", "output_dtype", "precision"].iter().any(|attr| node.int(attr).unwrap_or(0) != 0);
+    if fixed || stated || operands.iter().flatten().any(|v| v.dtype().is_narrow_float()) {
         return Ok(None);
     }
     let (rank, axis) = (data.rank(), node.int("axis").unwrap_or(1));
