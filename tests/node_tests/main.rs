@@ -8,7 +8,7 @@ mod plain_tract;
 use cases::{Case, all, listed};
 use limbeck::graph::{Graph, ImportOptions};
 use limbeck::runtime::{CompileOptions, Engine, Model, engines};
-use limbeck::tensor::{DType, Tensor, TensorMap};
+use limbeck::tensor::{Tensor, TensorMap};
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -320,7 +320,7 @@ impl Node {
         let key = CString::new(name).map_err(FusedError::new)?;
         match read(key.as_ptr()) {
             Ok(value) => Ok(Some(value)),
-            Err(error) if error.to_string().contains("No attribute with name") => Ok(None),
+            Err(error) if error.to_string().contains("No attribute with") => Ok(None),
             Err(error) => Err(FusedError::new(format!("attribute {name}: {error}"))),
         }
     }
