@@ -51,12 +51,12 @@ def write_start(net, batch):
 def main():
     options = arguments()
     sides.build(options.peers)
-    chosen = sides.LIMBECKS | {name: sides.PEERS[name] for name in options.peers}
     print(f"{table.machine()}; {options.rounds} rounds of {options.steps} steps, median\n", flush=True)
     kept = []
     for net in options.nets:
         batch = 1 if options.batch_one else NETS[net]
         folder, expected = write_start(net, batch)
+        chosen = sides.of(net, options.peers)
         for threads in options.threads:
             results = {name: [] for name in [*chosen, sides.FLOOR]}
             for _ in range(options.rounds):

@@ -41,8 +41,14 @@ PEERS = {
     "candle": rust("candle"),
     "burn": rust("burn"),
 }
-# These nets have no images for a memory format to matter.
+# Whose inputs are no images have no memory format.
 NO_IMAGES = ["transformer", "autoencoder"]
+
+
+def of(net, peers):
+    """Limbeck's sides and the chosen peers, by name."""
+    names = [name for name in peers if name != "torch-channels-last" or net not in NO_IMAGES]
+    return LIMBECKS | {name: PEERS[name] for name in names}
 
 
 def floor(threads):
