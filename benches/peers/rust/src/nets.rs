@@ -97,9 +97,8 @@ fn resnet8<F: Framework>(f: &F, norm: bool) -> Result<F::Rows> {
 }
 
 fn ds_cnn<F: Framework>(f: &F) -> Result<F::Rows> {
-    let layer = |name: &str, x, sizes| {
-        f.relu(f.batch_norm(&format!("{name}.bn"), f.conv(&format!("{name}.conv"), x, sizes)?)?)
-    };
+    let layer =
+        |name: &str, x, sizes| f.relu(f.batch_norm(&format!("{name}.bn"), f.conv(&format!("{name}.conv"), x, sizes)?)?);
     let mut h = layer("stem", f.images()?, Conv { stride: 2, pad: [5, 1], group: 1 })?;
     for i in 0..4 {
         h = layer(&format!("block{i}.depth"), h, Conv::depthwise(64, 1))?;
@@ -113,8 +112,7 @@ const STAGES: [(usize, usize, usize, usize); 7] =
     [(1, 8, 1, 1), (6, 8, 2, 2), (6, 16, 3, 2), (6, 24, 4, 2), (6, 32, 3, 1), (6, 56, 3, 2), (6, 112, 1, 1)];
 
 fn mobilenet_v2<F: Framework>(f: &F) -> Result<F::Rows> {
-    let norm =
-        |name: &str, x, sizes| f.batch_norm(&format!("{name}.bn"), f.conv(&format!("{name}.conv"), x, sizes)?);
+    let norm = |name: &str, x, sizes| f.batch_norm(&format!("{name}.bn"), f.conv(&format!("{name}.conv"), x, sizes)?);
     let mut h = f.relu6(norm("stem", f.images()?, Conv::square(3, 2))?)?;
     let (mut channels, mut block) = (16, 0);
     for (expansion, outputs, repeats, first) in STAGES {

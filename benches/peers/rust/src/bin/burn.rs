@@ -20,8 +20,8 @@ struct Weights<const R: usize>(BTreeMap<String, (Tensor<R>, Option<State<R>>)>);
 
 struct Burn {
     net: String,
-    device: Device,
-    x: Array,
+    /// The batch, flat, and its shape.
+    x: (Tensor<1>, Vec<usize>),
     vectors: Weights<1>,
     matrices: Weights<2>,
     kernels: Weights<4>,
@@ -60,15 +60,15 @@ impl Framework for Burn {
     type Rows = Tensor<2>;
 
     fn images(&self) -> Result<Tensor<4>> {
-        Ok(tensor(&self.x, &self.device))
+        self.batch()
     }
 
     fn tokens(&self) -> Result<Tensor<3>> {
-        Ok(tensor(&self.x, &self.device))
+        self.batch()
     }
 
     fn rows(&self) -> Result<Tensor<2>> {
-        Ok(tensor(&self.x, &self.device))
+        self.batch()
     }
 
     fn conv(&self, name: &str, x: Tensor<4>, sizes: Conv) -> Result<Tensor<4>> {
@@ -146,6 +146,11 @@ impl Framework for Burn {
 }
 
 impl Burn {
+    fn batch<const R: usize>(&self) -> Result<Tensor<R>> {
+        let (x, shape) = &self.x;
+        Ok(x.clone().reshape(<[usize; R]>::try_from(shape.as_slice())?))
+    }
+
     /// The loss before the update that this does.
     fn step(&mut self, optimiser: &Sgd, labels: Tensor<2, Int>, teacher: Tensor<2>) -> Result<f64> {
         let logits = logits(self, &self.net)?;
@@ -173,12 +178,14 @@ fn main() -> Result<()> {
     let optimiser = SgdConfig::new().with_momentum(Some(momentum)).build();
     let mut burn = Burn {
         net: job.net.clone(),
-        x: Array { shape: job.x.shape.clone(), values: job.x.values.clone() },
+        x: (
+            Tensor::from_data(TensorData::new(job.x.values.clone(), [job.x.values.len()]), &device),
+            job.x.shape.clone(),
+        ),
         vectors: Weights::new(&job, &device),
         matrices: Weights::new(&job, &device),
         kernels: Weights::new(&job, &device),
         running: RefCell::default(),
-        device,
     };
     job.time(|| burn.step(&optimiser, labels.clone(), teacher.clone()))
 }
