@@ -1,7 +1,7 @@
 //! The nets, the train step and the data that benches and peers share.
 #![allow(dead_code)] // each bench uses its own part
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use limbeck::digits::nets;
 use limbeck::distill::optim::Sgd;
 use limbeck::distill::{GradOptions, Group, Net, Step, build_step, form_for, models, objective};
@@ -26,19 +26,27 @@ pub(crate) struct Case {
 /// Seed of all weights and data.
 const SEED: u64 = 0;
 
-/// The three nets: the student of the digits demo, ResNet-8, and a transformer of two layers of width 128.
+/// Widths of the autoencoder's layers. Its 640 outputs count as logits, so that all nets have one loss.
+const AUTOENCODER: [usize; 11] = [640, 128, 128, 128, 128, 8, 128, 128, 128, 128, 640];
+
+/// The nets: the student of the digits demo, and those of `benches/peers`.
 pub(crate) fn cases() -> Result<Vec<Case>> {
+    let case = |name, net, sample, batch, classes| Case { name, net, sample, batch, classes };
     Ok(vec![
-        Case { name: "digits-student", net: nets::student(SEED)?, sample: &[1, 8, 8], batch: 32, classes: 10 },
-        Case { name: "resnet8", net: models::resnet8(SEED)?, sample: &[3, 32, 32], batch: 32, classes: 10 },
-        Case {
-            name: "transformer",
-            net: models::transformer(2, 128, 4, 64, 10, SEED)?,
-            sample: &[64, 128],
-            batch: 16,
-            classes: 10,
-        },
+        case("digits-student", nets::student(SEED)?, &[1, 8, 8], 32, 10),
+        case("resnet8", models::resnet8(SEED)?, &[3, 32, 32], 32, 10),
+        case("resnet8-plain", models::resnet8_plain(SEED)?, &[3, 32, 32], 32, 10),
+        case("ds-cnn", models::ds_cnn(SEED)?, &[1, 49, 10], 32, 12),
+        case("mobilenet-v2-0.35", models::mobilenet_v2(0.35, 96, 10, SEED)?, &[3, 96, 96], 16, 10),
+        case("transformer", models::transformer(2, 128, 4, 64, 10, SEED)?, &[64, 128], 16, 10),
+        case("autoencoder", models::mlp(&AUTOENCODER, SEED)?, &[640], 64, 640),
     ])
+}
+
+/// The net of this name, for steps of so many samples.
+pub(crate) fn case(name: &str, batch: usize) -> Result<Case> {
+    let case = cases()?.into_iter().find(|c| c.name == name).with_context(|| format!("no net '{name}'"))?;
+    Ok(Case { batch, ..case })
 }
 
 /// A net whose train step has more than 2,000 nodes: a narrow transformer of 14 layers.
@@ -74,23 +82,33 @@ pub(crate) fn lowered(step: &Step, engine: &dyn Engine) -> Result<Step> {
 
 /// A batch of seeded noise with labels and teacher logits.
 pub(crate) fn batch(case: &Case) -> Result<TensorMap> {
+    samples(case, case.batch)
+}
+
+/// So many samples of seeded noise with labels and teacher logits.
+pub(crate) fn samples(case: &Case, count: usize) -> Result<TensorMap> {
     let mut stream = noise::stream(SEED, 0, "bench");
     let mut normal = |shape: Vec<usize>| {
         let values = (0..shape.iter().product()).map(|_| stream.normal() as f32).collect();
         Tensor::new(shape, values)
     };
     let mut rows = TensorMap::new();
-    rows.insert("x".into(), normal([&[case.batch], case.sample].concat())?);
-    rows.insert("teacher_logits".into(), normal(vec![case.batch, case.classes])?);
-    let labels = (0..case.batch).map(|i| (i * 7 % case.classes) as i64).collect();
-    rows.insert("y".into(), Tensor::new([case.batch], labels)?);
+    rows.insert("x".into(), normal([&[count], case.sample].concat())?);
+    rows.insert("teacher_logits".into(), normal(vec![count, case.classes])?);
+    let labels = (0..count).map(|i| (i * 7 % case.classes) as i64).collect();
+    rows.insert("y".into(), Tensor::new([count], labels)?);
     Ok(rows)
 }
 
 /// An inference program at a fixed batch.
 pub(crate) fn inference(net: &Net, engine: &dyn Engine, batch: usize, threads: usize) -> Result<Box<dyn Program>> {
+    let model = Model::new(bound(net, batch)?.lowered(form_for(engine))?.to_bytes()?);
+    Ok(engine.compile(&model, &CompileOptions { threads, ..CompileOptions::default() })?)
+}
+
+/// The graph of a net at a fixed batch.
+pub(crate) fn bound(net: &Net, batch: usize) -> Result<Graph> {
     let mut graph: Graph = net.graph().clone();
     graph.bind_dims(&[("batch", batch)])?;
-    let model = Model::new(graph.lowered(form_for(engine))?.to_bytes()?);
-    Ok(engine.compile(&model, &CompileOptions { threads, ..CompileOptions::default() })?)
+    Ok(graph)
 }

@@ -1,13 +1,20 @@
-//! One side of `benches/peers/run.py`: times Limbeck's train step on one engine and prints a line of JSON.
+//! Limbeck's side of `benches/peers/run.py`.
 //!
-//! Usage: `peer_step NET ENGINE THREADS STEPS`
+//! `peer_step write NET BATCH FOLDER` writes what all sides start from: `FOLDER/NET.safetensors` with the first weights and
+//! the batch (`x`, `y`, `teacher_logits`), and `FOLDER/NET.onnx`, the net at this batch.
+//! `peer_step time NET BATCH ENGINE THREADS STEPS` times the train step on an engine.
+//! Each prints a line of JSON.
 
 #[path = "../common/mod.rs"]
 mod common;
+mod flops;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use limbeck::distill::Trainer;
 use limbeck::runtime::{CompileOptions, engine};
+use limbeck::tensor::io::write_safetensors;
+use serde_json::{Value, json};
+use std::path::Path;
 use std::time::Instant;
 
 /// Steps before the clock starts.
@@ -15,34 +22,48 @@ const WARM_UP: usize = 5;
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [net, engine_name, threads, steps] = &args[..] else { bail!("usage: peer_step NET ENGINE THREADS STEPS") };
-    let case = common::cases()?.into_iter().find(|c| c.name == net).with_context(|| format!("no net '{net}'"))?;
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let printed = match args[..] {
+        ["write", net, batch, folder] => write(&common::case(net, batch.parse()?)?, Path::new(folder))?,
+        ["time", net, batch, engine, threads, steps] => {
+            time(&common::case(net, batch.parse()?)?, engine, threads.parse()?, steps.parse()?)?
+        }
+        _ => bail!("usage: peer_step write NET BATCH FOLDER | peer_step time NET BATCH ENGINE THREADS STEPS"),
+    };
+    println!("{printed}");
+    Ok(())
+}
+
+fn write(case: &common::Case, folder: &Path) -> Result<Value> {
+    let graph = common::bound(&case.net, case.batch)?;
+    graph.write(folder.join(format!("{}.onnx", case.name)))?;
+    let mut tensors = case.net.weights();
+    tensors.extend(common::batch(case)?);
+    write_safetensors(&folder.join(format!("{}.safetensors", case.name)), &tensors)?;
+    Ok(json!({ "parameters": case.net.parameter_count(), "flops": flops::of_step(&graph)? }))
+}
+
+fn time(case: &common::Case, engine_name: &str, threads: usize, steps: usize) -> Result<Value> {
     let engine = engine(engine_name)?;
-    let options = CompileOptions { threads: threads.parse()?, ..CompileOptions::default() };
+    let options = CompileOptions { threads, ..CompileOptions::default() };
     let start = Instant::now();
-    let step = common::lowered(&common::train_step(&case)?, engine)?;
+    let step = common::lowered(&common::train_step(case)?, engine)?;
     let mut trainer = Trainer::new(engine, &step, &options, 0)?;
     let ready = start.elapsed().as_secs_f64() * 1e3;
-    let batch = common::batch(&case)?;
+    let batch = common::batch(case)?;
+    let mut losses = vec![];
     let mut times = vec![];
-    let mut loss = f64::NAN;
-    for i in 0..WARM_UP + steps.parse::<usize>()? {
+    for _ in 0..WARM_UP + steps {
         let start = Instant::now();
-        let report = trainer.run(&batch, &[("lr", 0.01)])?;
-        if i >= WARM_UP {
-            times.push(start.elapsed().as_secs_f64() * 1e3);
-        }
-        loss = report["loss"];
+        losses.push(trainer.run(&batch, &[("lr", 0.01)])?["loss"]);
+        times.push(start.elapsed().as_secs_f64() * 1e3);
     }
-    times.sort_by(f64::total_cmp);
-    println!(
-        "{}",
-        serde_json::json!({
-            "ms": times[times.len() / 2], "peak_mb": peak_mb(), "loss": loss,
-            "parameters": case.net.parameter_count(), "ready_ms": ready,
-        })
-    );
-    Ok(())
+    let timed = &mut times[WARM_UP..];
+    timed.sort_by(f64::total_cmp);
+    Ok(json!({
+        "ms": timed[timed.len() / 2], "peak_mb": peak_mb(), "losses": losses,
+        "parameters": case.net.parameter_count(), "ready_ms": ready,
+    }))
 }
 
 /// Peak resident memory of this process in MB.
