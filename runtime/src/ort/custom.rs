@@ -311,7 +311,7 @@ impl Node {
         Ok(count)
     }
 
-    /// What `read` gets for an attribute. That there is none the library tells in words only.
+    /// What `read` gets for an attribute. That there is none the library tells in words only, of several wordings.
     fn attribute<T>(
         &self,
         name: &str,
@@ -320,7 +320,7 @@ impl Node {
         let key = CString::new(name).map_err(FusedError::new)?;
         match read(key.as_ptr()) {
             Ok(value) => Ok(Some(value)),
-            Err(error) if error.to_string().contains("No attribute with name") => Ok(None),
+            Err(error) if error.to_string().contains("No attribute with") => Ok(None),
             Err(error) => Err(FusedError::new(format!("attribute {name}: {error}"))),
         }
     }
