@@ -311,7 +311,7 @@ impl Node {
         Ok(count)
     }
 
-    /// What `read` gets for an attribute. That there is none the library tells in words only.
+    /// What `read` gets for an attribute. That there is none the library tells in words only, of several wordings.
     fn attribute<T>(
         &self,
         name: &str,
