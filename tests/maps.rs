@@ -95,7 +95,11 @@ fn fused_chains_agree_with_the_reference_on_every_engine() {
                 let got = program.infer(&fed).unwrap();
                 for (output, want) in &want {
                     let error = difference(&got[output], want);
-                    assert!(error <= 3e-6, "{name} on {}, {threads} threads: {output} is off by {error}", engine.name());
+                    assert!(
+                        error <= 3e-6,
+                        "{name} on {}, {threads} threads: {output} is off by {error}",
+                        engine.name()
+                    );
                 }
                 let again = program.infer(&fed).unwrap();
                 assert!(got.iter().all(|(k, v)| v.bytes() == again[k].bytes()), "{name}: two runs differ");
