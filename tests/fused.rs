@@ -181,7 +181,7 @@ fn equal_and_unused_nodes_have_kernels_or_need_none() {
     let fixed = cx.constant(Tensor::new([1, 2, 4], vec![1f32; 8]).unwrap());
     cx.output("y", cx.op("Conv", &[x, w], &[]));
     cx.output("z", cx.op("Conv", &[x, w], &[]) + 1.0);
-    cx.output("c", cx.op("Conv", &[fixed, w], &[]));
+    cx.output("constant", cx.op("Conv", &[fixed, w], &[]));
     let graph = cx.finish().unwrap();
     let feeds = feeds(&graph);
     let expected = graph.evaluate(&feeds).unwrap();

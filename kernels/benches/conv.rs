@@ -75,25 +75,12 @@ fn passes(criterion: &mut Criterion) {
     }
 }
 
-fn optimiser(criterion: &mut Criterion) {
-    let grads: Vec<f32> = (0..1 << 18).map(|i| (i as f32 * 0.7).sin()).collect();
-    let (mut params, mut velocity) = (grads.clone(), vec![0.0; grads.len()]);
-    let settings = SgdMomentum { lr: 1e-6, momentum: 0.9, weight_decay: 1e-4 };
-    let mut group = criterion.benchmark_group("sgd_momentum/262144");
-    group.throughput(Throughput::Elements(grads.len() as u64));
-    for threads in [1, 2] {
-        group.bench_function(threads.to_string(), |b| {
-            b.iter(|| sgd_momentum_update(&mut params, &grads, &mut velocity, &settings, Parallelism::new(threads)));
-        });
-    }
-}
-
 criterion_group! {
     name = benches;
     config = Criterion::default()
         .sample_size(20)
         .warm_up_time(Duration::from_millis(100))
         .measurement_time(Duration::from_millis(300));
-    targets = passes, optimiser
+    targets = passes
 }
 criterion_main!(benches);

@@ -1,4 +1,5 @@
-//! Fused CPU kernels for convolution gradients and optimiser updates, on plain `f32` slices.
+//! CPU kernels for convolutions and their gradients, matrix products, and maps (chains of element-wise operators with
+//! reductions), on plain `f32` slices.
 //!
 //! Tensors are dense and row-major: images `[batch, channels, height, width]`, weights
 //! `[out_channels, in_channels / group, kernel_height, kernel_width]`. A 1-D convolution is one of height 1.
@@ -19,13 +20,13 @@ mod error;
 mod geometry;
 mod map;
 mod matmul;
-mod optim;
 mod parallel;
+mod product;
 mod tile;
 
 pub use conv::{conv_forward, conv_grad_input, conv_grad_weight};
 pub use error::KernelError;
 pub use geometry::{ConvGeometry, ConvParams};
 pub use map::{MapInput, MapKernel, MapProgram};
-pub use optim::{SgdMomentum, sgd_momentum_update};
 pub use parallel::Parallelism;
+pub use product::Product;

@@ -289,6 +289,30 @@ fn numbers_that_are_none_are_not_lost() {
     assert!(a[7].is_nan() && b[0].is_nan() && c[0].is_nan());
 }
 
+/// An input that is needed no more lends its memory to a result.
+#[test]
+fn results_may_replace_inputs() {
+    let mut rng = ChaCha8Rng::seed_from_u64(4);
+    let (x, y, scale) = (random(&mut rng, &[7, 900]), random(&mut rng, &[7, 900]), random(&mut rng, &[900]));
+    let [fx, fy, fs] = [&x, &y, &scale].map(|a| a.values.iter().map(|&v| v as f32).collect::<Vec<f32>>());
+    let args = [0, 1, -1, 3, 2, -1, 4, 0, -1, 5, -1, -1];
+    let program = MapProgram::new(3, &["Sub", "Mul", "Add", "ReduceSum"], &args, &[4, 5, 6], &[1]).unwrap();
+    let kernel = MapKernel::new(&program, &[&[7, 900], &[7, 900], &[900]]).unwrap();
+    assert_eq!([kernel.in_place(0), kernel.in_place(2)], [vec![0, 1], vec![]]);
+    for threads in [1, 3] {
+        let (mut a, mut b, mut c) = (vec![0.0; 6300], vec![0.0; 6300], vec![0.0; 7]);
+        let parallelism = Parallelism::new(threads);
+        let inputs = [MapInput::F32(&fx), MapInput::F32(&fy), MapInput::F32(&fs)];
+        kernel.run(&inputs, &mut [&mut a, &mut b, &mut c], parallelism).unwrap();
+        let (mut own_a, mut own_b, mut own_c) = (fy.clone(), fx.clone(), vec![0.0; 7]);
+        let inputs = [MapInput::Output(1), MapInput::Output(0), MapInput::F32(&fs)];
+        kernel.run(&inputs, &mut [&mut own_a, &mut own_b, &mut own_c], parallelism).unwrap();
+        assert_eq!((a, b, c), (own_a, own_b, own_c));
+        let shared = [MapInput::F32(&fx), MapInput::F32(&fy), MapInput::Output(0)];
+        assert!(kernel.run(&shared, &mut [&mut [0.0; 6300], &mut [0.0; 6300], &mut [0.0; 7]], parallelism).is_err());
+    }
+}
+
 #[test]
 fn what_does_not_fit_is_refused() {
     let refused = |result: Result<MapKernel, KernelError>, reason: &str| {

@@ -2,6 +2,7 @@
 //! only. The fused form keeps Limbeck's own ops for engines that have kernels for them.
 
 mod conv;
+mod expand;
 mod functions;
 mod fuse;
 mod gather;
@@ -10,6 +11,7 @@ mod norm;
 pub(crate) mod plain;
 mod pool;
 mod primitive;
+mod product;
 mod schedule;
 #[cfg(test)]
 mod tests;
@@ -34,7 +36,7 @@ pub enum Form {
 const MAX_ELEMENTS: usize = 1 << 40;
 
 /// Own ops that stay in the fused form.
-pub const FUSED_OPS: &[&str] = &["FusedConv", "ConvGradInput", "ConvGradWeight", "Map"];
+pub const FUSED_OPS: &[&str] = &["FusedConv", "ConvGradInput", "ConvGradWeight", "FusedMatMul", "Map"];
 
 impl Graph {
     /// The graph in an engine's form. Shapes must be concrete. Names of inputs, outputs and initializers stay, and so
@@ -74,7 +76,9 @@ impl Graph {
         }
         let mut graph = cx.finish()?;
         graph.meta.metadata = self.meta.metadata.clone();
+        graph.look_through_expansions();
         graph.merge_equal_nodes();
+        graph.remove_dead();
         if form == Form::Fused {
             graph.fuse_maps()?;
             graph.meta.opsets.push((LIMBECK.into(), 1));
@@ -98,18 +102,19 @@ fn lower_node<'c>(cx: &'c Cx, node: &Node, operands: &[Option<Var<'c>>], form: F
     if let Some(plain) = plain::plain(cx, node, operands) {
         return Some(plain);
     }
-    if form == Form::Fused
-        && let Some(primitives) = primitive::primitive(cx, node, operands)
-    {
-        return Some(primitives);
+    if form == Form::Fused {
+        let made = product::fused(cx, node, operands).or_else(|| primitive::primitive(cx, node, operands));
+        if made.is_some() {
+            return made;
+        }
     }
     if form == Form::Fused && node.is("", "Conv") && conv::is_fusable(node, x(0)?) {
         let attrs: Vec<_> = node.attrs.iter().map(|(k, v)| (k.as_str(), v.clone())).collect();
         return Some(cx.op_n(LIMBECK, "FusedConv", operands, &attrs, 1));
     }
     let fused = |x: Var<'c>| {
-        let known = FUSED_OPS.contains(&node.op.as_str());
-        form == Form::Fused && known && (node.op == "Map" || conv::is_fusable(node, x))
+        let any = ["Map", "FusedMatMul"].contains(&node.op.as_str());
+        form == Form::Fused && FUSED_OPS.contains(&node.op.as_str()) && (any || conv::is_fusable(node, x))
     };
     if node.domain != LIMBECK || x(0).is_some_and(fused) {
         return None;
@@ -132,6 +137,7 @@ fn lower_node<'c>(cx: &'c Cx, node: &Node, operands: &[Option<Var<'c>>], form: F
         "ConvGradWeight" => conv::grad_weight(cx, node, x(0)?, x(1)?),
         "MaxPoolGrad" => pool::max_pool_grad(cx, node, x(0)?, x(1)?),
         "AveragePoolGrad" => pool::average_pool_grad(cx, node, x(0)?),
+        "FusedMatMul" => product::portable(node, x(0)?, x(1)?),
         "GatherGrad" => gather::gather_grad(cx, node, x(0)?, x(1)?),
         _ => return None,
     };

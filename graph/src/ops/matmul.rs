@@ -4,7 +4,7 @@ use super::support::{flag_attr, float_attr, known, show, unify};
 use super::util::{
     Num, Types, Values, check_expands, check_size, expand, float_ty, fold_axes, number_ty, number2, same_dtype,
 };
-use super::{EvalCx, InferCx, OpSpec, broadcast_dims, broadcast_shapes, op};
+use super::{EvalCx, InferCx, OpSpec, broadcast_dims, broadcast_shapes, op, own};
 use crate::types::{Dim, TensorType};
 use crate::{Array, ArrayData, OpError, op_bail};
 use ndarray::{ArrayD, IxDyn};
@@ -12,6 +12,7 @@ use ndarray::{ArrayD, IxDyn};
 pub(super) const OPS: &[OpSpec] = &[
     op("MatMul", infer_matmul, eval_matmul),
     op("Gemm", infer_gemm, eval_gemm),
+    own("FusedMatMul", infer_fused, eval_fused),
     op("Det", infer_determinant, eval_determinant),
 ];
 
@@ -71,6 +72,49 @@ pub(super) fn matmul<T: Num>(a: &ArrayD<T>, b: &ArrayD<T>) -> Result<ArrayD<T>, 
         }
     }
     Ok(ArrayD::from_shape_vec(IxDyn(&out), values)?)
+}
+
+/// The last two axes exchanged if the flag `name` is set.
+fn exchanged<T: Clone>(cx: &crate::Node, name: &str, shape: &[T]) -> Result<Vec<T>, OpError> {
+    let mut shape = shape.to_vec();
+    let rank = shape.len();
+    if rank < 2 {
+        op_bail!("FusedMatMul multiplies matrices, not tensors of rank {rank}");
+    }
+    if flag_attr(cx, name, false)? {
+        shape.swap(rank - 2, rank - 1);
+    }
+    Ok(shape)
+}
+
+/// `FusedMatMul`: `MatMul` of two tensors of rank 2 or more, whose last two axes are exchanged first where `transA` or
+/// `transB` say so; the batches are equal, or the second operand has none.
+fn infer_fused(cx: &InferCx) -> Types {
+    let (a, b) = (float_ty(cx, 0)?, float_ty(cx, 1)?);
+    same_dtype(a, b)?;
+    let dims = match (&a.dims, &b.dims) {
+        (Some(x), Some(y)) if y.len() == 2 || y[..y.len().max(2) - 2] == x[..x.len().max(2) - 2] => {
+            Some(matmul_dims(&exchanged(cx.node, "transA", x)?, &exchanged(cx.node, "transB", y)?)?)
+        }
+        (Some(_), Some(_)) => op_bail!("the batches of {a} and {b} differ"),
+        _ => None,
+    };
+    Ok(vec![TensorType { dtype: a.dtype, dims }])
+}
+
+fn eval_fused(cx: &EvalCx) -> Values {
+    let operand = |i: usize, name: &str| {
+        let array = cx.array(i)?;
+        let mut data = array.f()?.clone();
+        let rank = data.ndim();
+        exchanged(cx.node, name, array.shape())?;
+        if flag_attr(cx.node, name, false)? {
+            data.swap_axes(rank - 2, rank - 1);
+        }
+        Ok::<_, OpError>(data)
+    };
+    let (a, b) = (operand(0, "transA")?, operand(1, "transB")?);
+    Ok(vec![Array::float(cx.array(0)?.dtype, matmul(&a, &b)?)])
 }
 
 /// Product of two arrays of one dtype.

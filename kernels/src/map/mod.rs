@@ -84,13 +84,16 @@ pub enum MapInput<'a> {
     F32(&'a [f32]),
     /// Truth values, 0 being false.
     Bool(&'a [u8]),
+    /// What the output of this number holds before the call: see [`MapKernel::in_place`].
+    Output(usize),
 }
 
 impl MapInput<'_> {
-    fn len(&self) -> usize {
+    fn len(&self) -> Option<usize> {
         match self {
-            MapInput::F32(values) => values.len(),
-            MapInput::Bool(values) => values.len(),
+            MapInput::F32(values) => Some(values.len()),
+            MapInput::Bool(values) => Some(values.len()),
+            MapInput::Output(_) => None,
         }
     }
 }

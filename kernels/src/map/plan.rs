@@ -112,6 +112,22 @@ impl MapKernel {
         &self.shapes
     }
 
+    /// The outputs in whose memory an input may lie: those with a value a position, if the input has one too. A tile is read
+    /// before it is written, and no other tile reads it.
+    pub fn in_place(&self, input: usize) -> Vec<usize> {
+        let whole = |target: &Target| *target == Target::All;
+        let len = self.layout.len();
+        match self.inputs.get(input) {
+            Some(&(_, own)) if own == len => (0..self.results.len()).filter(|&j| whole(&self.results[j].1)).collect(),
+            _ => vec![],
+        }
+    }
+
+    /// Values times operators: what a call costs.
+    pub fn operations(&self) -> f64 {
+        self.layout.len() as f64 * self.steps.len() as f64
+    }
+
     /// Number of inputs.
     pub(super) fn input_count(&self) -> usize {
         self.inputs.len()

@@ -9,9 +9,6 @@ use crate::parallel::{Parallelism, piece};
 use std::mem::take;
 use std::ops::Range;
 
-/// Operations (values times operators) below which threads cost more than they save.
-const SERIAL_BELOW: usize = 1 << 16;
-
 impl MapKernel {
     /// Computes the map; what `outputs` held is overwritten. The result is the same at every run with one thread count.
     ///
@@ -28,23 +25,37 @@ impl MapKernel {
             return Err(KernelError::Map { reason });
         }
         for (input, &(_, expected)) in inputs.iter().zip(&self.inputs) {
-            if input.len() != expected {
-                return Err(KernelError::Length { what: "an input of a map", got: input.len(), expected });
+            if let Some(got) = input.len()
+                && got != expected
+            {
+                return Err(KernelError::Length { what: "an input of a map", got, expected });
             }
         }
         for (output, &(_, _, expected)) in outputs.iter().zip(&self.results) {
             check_len("an output of a map", output, expected)?;
         }
+        for (i, input) in inputs.iter().enumerate() {
+            if let MapInput::Output(j) = *input
+                && !self.in_place(i).contains(&j)
+            {
+                let reason = format!("input {i} and output {j} cannot share their memory");
+                return Err(KernelError::Map { reason });
+            }
+        }
         let tiles = self.layout.tiles();
-        let small = self.layout.len().saturating_mul(self.steps.len()) < SERIAL_BELOW;
-        let threads = if small { 1 } else { parallelism.threads().min(tiles) };
+        let threads = parallelism.threads().min(tiles).max(1);
         let mut pieces = self.pieces(tiles, threads, outputs);
         let parallelism = if threads == 1 { Parallelism::Serial } else { parallelism };
         parallelism.for_each(pieces.iter_mut().collect(), |piece: &mut Piece| {
             let mut worker = Worker::new(self, inputs);
             pulp::Arch::new().dispatch(
+                // A loop and not an iterator's closure: only what is inlined here uses the instructions found.
                 #[inline(always)]
-                || piece.tiles.clone().for_each(|i| worker.tile(&self.layout.at(i), &mut piece.outputs)),
+                || {
+                    for i in piece.tiles.clone() {
+                        worker.tile(&self.layout.at(i), &mut piece.outputs);
+                    }
+                },
             );
         });
         self.finish(pieces);
@@ -133,7 +144,15 @@ impl<'m> Worker<'m> {
     #[inline(always)]
     fn tile(&mut self, tile: &Tile, outputs: &mut [Output]) {
         for i in 0..self.inputs.len() {
-            self.load(i, tile);
+            match self.inputs[i] {
+                MapInput::Output(j) => {
+                    let output = &outputs[j];
+                    let values = &output.values[tile.start - output.start..][..tile.rows * tile.cols];
+                    self.slots[i].resize(values.len(), 0.0);
+                    self.slots[i].copy_from_slice(values);
+                }
+                _ => self.load(i, tile),
+            }
         }
         let map = self.map;
         for (i, step) in map.steps.iter().enumerate() {
@@ -185,6 +204,7 @@ impl<'m> Worker<'m> {
             match self.inputs[i] {
                 MapInput::F32(values) if col == 0 => to[0] = values[from],
                 MapInput::F32(values) => to.copy_from_slice(&values[from..][..cols]),
+                MapInput::Output(_) => {}
                 MapInput::Bool(values) => {
                     to.iter_mut().zip(&values[from..]).for_each(|(to, &b)| *to = if b != 0 { 1.0 } else { 0.0 });
                 }
@@ -203,7 +223,7 @@ impl<'m> Worker<'m> {
         let source = |value: usize| match direct.get(value).copied().flatten() {
             Some(offset) => match inputs[value] {
                 MapInput::F32(values) => &values[offset..][..tile.rows * tile.cols],
-                MapInput::Bool(_) => &[],
+                MapInput::Bool(_) | MapInput::Output(_) => &[],
             },
             None => &slots[map.slots[value]][..],
         };
@@ -245,7 +265,7 @@ impl<'m> Worker<'m> {
         let own = match direct.get(value).copied().flatten() {
             Some(offset) => match inputs[value] {
                 MapInput::F32(values) => &values[offset..],
-                MapInput::Bool(_) => &[],
+                MapInput::Bool(_) | MapInput::Output(_) => &[],
             },
             None => &slots[map.slots[value]][..],
         };

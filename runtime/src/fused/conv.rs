@@ -180,6 +180,12 @@ impl Conv {
         Ok(head.into_iter().chain(tail.into_iter().map(D::from)).collect())
     }
 
+    /// Floating point operations, a tenth counted: those of a matrix product are fast.
+    pub(super) fn operations(&self, operands: &[&[usize]]) -> f64 {
+        let geometry = self.sizes(operands).and_then(|sizes| self.geometry(&sizes, sizes.batch));
+        geometry.map_or(0.0, |g| g.flops() / 10.0)
+    }
+
     pub(super) fn run(
         &self,
         operands: &[Operand<'_>],

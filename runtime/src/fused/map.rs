@@ -76,6 +76,15 @@ impl Map {
         Ok(outputs.map(|shape| shape.iter().map(|&n| D::from(n)).collect()).collect())
     }
 
+    /// Values times operators.
+    pub(super) fn operations(&self, operands: &[&[usize]]) -> f64 {
+        self.plan(operands).map_or(0.0, |plan| plan.kernel.operations())
+    }
+
+    pub(super) fn in_place(&self, operands: &[&[usize]], operand: usize) -> Result<Vec<usize>, FusedError> {
+        Ok(self.plan(operands)?.kernel.in_place(operand))
+    }
+
     pub(super) fn run(
         &self,
         operands: &[Operand<'_>],
@@ -87,6 +96,7 @@ impl Map {
             .map(|o| match o.elements {
                 Elements::F32(values) => MapInput::F32(values),
                 Elements::Bool(values) => MapInput::Bool(values),
+                Elements::Result(j) => MapInput::Output(j),
             })
             .collect();
         Ok(plan.kernel.run(&inputs, results, parallelism)?)

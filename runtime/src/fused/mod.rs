@@ -3,17 +3,19 @@
 
 mod conv;
 mod map;
+mod product;
 
 use conv::Conv;
 use limbeck_kernels::{KernelError, Parallelism};
 use map::Map;
+use product::MatMul;
 use std::fmt::{Debug, Display};
 
 /// Domain of the operators.
 pub(crate) const DOMAIN: &str = "ai.limbeck";
 
 /// Types of all operators.
-pub(crate) const OPS: &[&str] = &["FusedConv", "ConvGradInput", "ConvGradWeight", "Map"];
+pub(crate) const OPS: &[&str] = &["FusedConv", "ConvGradInput", "ConvGradWeight", "FusedMatMul", "Map"];
 
 /// The operator that a node's type in a file stands for, `None` for an unknown one. A file tells the functions that define
 /// an operator apart by a number behind its type, `FusedConv_2`.
@@ -24,6 +26,9 @@ pub(crate) fn op_of(op_type: &str) -> Option<&'static str> {
     };
     OPS.iter().copied().find(|op| *op == base)
 }
+
+/// Operations of a call below which it runs on the calling thread alone.
+const SERIAL_BELOW: f64 = 2e5;
 
 /// Why a node or a call was refused.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +89,8 @@ pub(crate) enum Elements<'a> {
     F32(&'a [f32]),
     /// bool, a byte each: 0 is false, anything else true.
     Bool(&'a [u8]),
+    /// What the result of this number holds before the call (see [`FusedOp::in_place`]).
+    Result(usize),
 }
 
 impl<'a> Elements<'a> {
@@ -92,6 +99,7 @@ impl<'a> Elements<'a> {
         match self {
             Elements::F32(values) => Ok(values),
             Elements::Bool(values) => Err(FusedError(format!("takes float32 tensors, got {} bools", values.len()))),
+            Elements::Result(j) => Err(FusedError(format!("an operand cannot lie in the memory of result {j}"))),
         }
     }
 }
@@ -112,6 +120,8 @@ pub(crate) enum FusedOp {
     Conv(Conv),
     /// A chain of element-wise operators.
     Map(Map),
+    /// A matrix product.
+    MatMul(MatMul),
 }
 
 impl FusedOp {
@@ -127,6 +137,7 @@ impl FusedOp {
     ) -> Result<FusedOp, FusedError> {
         match op_of(op_type) {
             Some("Map") => Map::parse(operands, results, attributes).map(FusedOp::Map),
+            Some("FusedMatMul") => MatMul::parse(operands, results, attributes).map(FusedOp::MatMul),
             _ => Conv::parse(op_type, operands, results, attributes).map(FusedOp::Conv),
         }
     }
@@ -136,6 +147,7 @@ impl FusedOp {
         match self {
             FusedOp::Conv(conv) => conv.op_type(),
             FusedOp::Map(_) => "Map",
+            FusedOp::MatMul(_) => "FusedMatMul",
         }
     }
 
@@ -147,10 +159,32 @@ impl FusedOp {
         match self {
             FusedOp::Conv(conv) => Ok(vec![conv.output_shape(operands)?]),
             FusedOp::Map(map) => map.output_shapes(operands),
+            FusedOp::MatMul(product) => Ok(vec![product.output_shape(operands)?]),
         }
     }
 
-    /// Computes the results, whose contents before the call do not matter.
+    /// The results in whose memory an operand of type float32 may lie that nothing else needs.
+    ///
+    /// # Errors
+    /// As [`FusedOp::output_shapes`].
+    pub(crate) fn in_place(&self, operands: &[&[usize]], operand: usize) -> Result<Vec<usize>, FusedError> {
+        match self {
+            FusedOp::Conv(_) | FusedOp::MatMul(_) => Ok(vec![]),
+            FusedOp::Map(map) => map.in_place(operands, operand),
+        }
+    }
+
+    /// The threads of so many that a call is worth: one when it ends before a second has woken up.
+    pub(crate) fn worth_threads(&self, operands: &[&[usize]], threads: usize) -> usize {
+        let operations = match self {
+            FusedOp::Conv(conv) => conv.operations(operands),
+            FusedOp::Map(map) => map.operations(operands),
+            FusedOp::MatMul(product) => product.operations(operands),
+        };
+        if operations < SERIAL_BELOW { 1 } else { threads }
+    }
+
+    /// Computes the results. What they hold before the call does not matter but where an operand lies in it.
     ///
     /// # Errors
     /// Operands that do not fit together, or with the length of a result.
@@ -163,7 +197,8 @@ impl FusedOp {
         match (self, results) {
             (FusedOp::Map(map), results) => map.run(operands, results, parallelism),
             (FusedOp::Conv(conv), [result]) => conv.run(operands, result, parallelism),
-            (FusedOp::Conv(_), results) => {
+            (FusedOp::MatMul(product), [result]) => product.run(operands, result, parallelism),
+            (FusedOp::Conv(_) | FusedOp::MatMul(_), results) => {
                 Err(FusedError(format!("{} has 1 result, not {}", self.op_type(), results.len())))
             }
         }

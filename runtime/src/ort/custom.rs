@@ -32,6 +32,9 @@ use std::{
     },
 };
 
+/// Operators that ONNX Runtime computes faster by itself: the functions of the file stand for them.
+const BY_FUNCTION: &[&str] = &["FusedMatMul"];
+
 /// The domain with the operators of one model. Its sessions point into it, so it must outlive them.
 pub(super) struct Operators {
     domain: NonNull<OrtCustomOpDomain>,
@@ -134,7 +137,7 @@ impl Loaded {
     ///
     /// # Errors
     /// An unknown type of node; what ONNX Runtime says; nodes without kernels, which would run as the functions that the
-    /// file defines them by.
+    /// file defines them by, but for [`BY_FUNCTION`].
     pub(super) fn new(
         mut builder: SessionBuilder,
         model: &[u8],
@@ -147,7 +150,7 @@ impl Loaded {
         if !unknown.is_empty() {
             return Err(RuntimeError::UnsupportedOps { engine: NAME, ops: unknown });
         }
-        let types: Vec<_> = types.into_iter().flatten().collect();
+        let types: Vec<_> = types.into_iter().flatten().filter(|(_, op)| !BY_FUNCTION.contains(op)).collect();
         let operators = match types.is_empty() {
             true => None,
             false => Some(Arc::new(Operators::new(&types, threads)?)),
@@ -160,7 +163,7 @@ impl Loaded {
         }
         let session = builder.commit_from_memory(model).map_err(|e| failed("load the model", e))?;
         drop(builder);
-        for (name, &count) in nodes {
+        for (name, count) in types.iter().map(|&(name, _)| (name, nodes[name])) {
             let made = operators.as_ref().map_or(0, |o| o.kernels(name));
             if made != count {
                 let reason = format!("it has {count} nodes {DOMAIN}.{name}, but {made} kernels were made for them");
@@ -379,15 +382,15 @@ impl Kernel {
         let inputs = (0..call.operands()?).map(|i| call.input(i)).collect::<Result<Vec<_>, _>>()?;
         let operands = inputs.iter().map(Input::operand).collect::<Result<Vec<_>, _>>()?;
         let shapes: Vec<&[usize]> = operands.iter().map(|o| o.shape).collect();
+        let threads = self.pool.map_or(1, |pool| self.op.worth_threads(&shapes, pool.current_num_threads()));
         let shapes = self.op.output_shapes(&shapes)?;
         let results = shapes.iter().enumerate().map(|(i, shape)| call.result(i, shape));
         let mut results = results.collect::<Result<Vec<_>, _>>()?;
         match self.pool {
-            Some(pool) => {
-                let parallelism = Parallelism::new(pool.current_num_threads());
-                pool.install(|| self.op.run(&operands, &mut results, parallelism))
+            Some(pool) if threads > 1 => {
+                pool.install(|| self.op.run(&operands, &mut results, Parallelism::new(threads)))
             }
-            None => self.op.run(&operands, &mut results, Parallelism::Serial),
+            _ => self.op.run(&operands, &mut results, Parallelism::Serial),
         }
     }
 }

@@ -61,8 +61,9 @@ impl Fused {
         let mut slices = targets.iter_mut().map(|t| t.as_slice_mut::<f32>()).collect::<TractResult<TVec<_>>>()?;
         match current_tract_executor() {
             Executor::MultiThread(pool) => {
-                let parallelism = Parallelism::new(pool.current_num_threads());
-                pool.install(|| self.op.run(operands, &mut slices, parallelism))
+                let shapes: Vec<&[usize]> = operands.iter().map(|o| o.shape).collect();
+                let threads = self.op.worth_threads(&shapes, pool.current_num_threads());
+                pool.install(|| self.op.run(operands, &mut slices, Parallelism::new(threads)))
             }
             _ => self.op.run(operands, &mut slices, Parallelism::Serial),
         }?;
@@ -116,11 +117,32 @@ impl Op for Fused {
 impl EvalOp for Fused {
     op_out_of_plan!();
 
-    fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
-        let operands = inputs.iter().map(operand).collect::<TractResult<TVec<_>>>()?;
-        let shapes: TVec<&[usize]> = operands.iter().map(|o| o.shape).collect();
-        let shapes = self.op.output_shapes(&shapes)?;
-        let mut results = shapes.iter().map(|shape| Tensor::zero::<f32>(shape)).collect::<TractResult<TVec<_>>>()?;
+    fn eval(&self, _: &EvalContext, mut inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        let shapes: Vec<TVec<usize>> = inputs.iter().map(|t| t.shape().into()).collect();
+        let shapes: Vec<&[usize]> = shapes.iter().map(|s| &s[..]).collect();
+        let wanted = self.op.output_shapes(&shapes)?;
+        // Operands that nothing else needs lend their memory to results.
+        let mut results: Vec<Option<Tensor>> = vec![None; wanted.len()];
+        let mut lent = vec![None; inputs.len()];
+        for i in 0..inputs.len() {
+            if inputs[i].datum_type() != f32::datum_type() || !inputs[i].is_exclusive() {
+                continue;
+            }
+            if let Some(j) = self.op.in_place(&shapes, i)?.into_iter().find(|&j| results[j].is_none()) {
+                let tensor = std::mem::replace(&mut inputs[i], Tensor::default().into_tvalue()).into_tensor();
+                results[j] = Some(tensor.into_shape(&wanted[j])?);
+                lent[i] = Some(j);
+            }
+        }
+        let filled = results.into_iter().zip(&wanted);
+        let filled = filled.map(|(r, shape)| r.map_or_else(|| Tensor::zero::<f32>(shape), Ok));
+        let mut results = filled.collect::<TractResult<Vec<_>>>()?;
+        let operands = (inputs.iter().zip(&shapes).zip(lent))
+            .map(|((value, shape), lent)| match lent {
+                Some(j) => Ok(Operand { shape, elements: Elements::Result(j) }),
+                None => operand(value),
+            })
+            .collect::<TractResult<Vec<_>>>()?;
         self.compute(&operands, &mut results)?;
         Ok(results.into_iter().map(|result| result.into_tvalue()).collect())
     }

@@ -7,7 +7,8 @@ use std::collections::{HashMap, HashSet};
 /// Most nodes of a group: the blocks that a kernel has in use shall stay in its cache.
 const MOST_NODES: usize = 64;
 
-/// A group of one node becomes a map of its own from so many values on: there the kernel's threads pay.
+/// A group of one node becomes a map of its own from so many values on, where the kernel's threads pay, and any `Where`:
+/// with a condition for all values, as the guards of updates have, engines broadcast it first.
 const LONE: usize = 4096;
 
 /// Nodes that become a map, in order.
@@ -40,6 +41,8 @@ struct Members {
 struct Work {
     nodes: Vec<NodeId>,
     elements: Vec<Option<Element>>,
+    /// Which nodes are a `Where`.
+    chooses: Vec<bool>,
     /// Positions of the nodes that a node's operands come from.
     sources: Vec<Vec<usize>>,
     /// Which group a node is in; every node is in one.
@@ -68,7 +71,8 @@ impl Work {
         };
         let groups = elements.iter().enumerate().map(alone).collect();
         let group_of = (0..nodes.len()).collect();
-        Work { nodes, elements, sources, group_of, groups, producer }
+        let chooses = nodes.iter().map(|&id| graph.node(id).is("", "Where")).collect();
+        Work { nodes, elements, chooses, sources, group_of, groups, producer }
     }
 
     /// Lets a node join the groups of its operands, the latest first.
@@ -172,7 +176,8 @@ impl Work {
         let mut done = vec![];
         for members in std::mem::take(&mut self.groups) {
             let values: usize = members.shape.iter().product();
-            let worth = members.nodes.len() > 1 || values >= LONE;
+            let chooses = members.nodes.iter().any(|&n| self.chooses[n]);
+            let worth = members.nodes.len() > 1 || values >= LONE || chooses;
             let nodes: Vec<(NodeId, Element)> =
                 (members.nodes.iter()).filter_map(|&n| Some((self.nodes[n], self.elements[n].take()?))).collect();
             if worth && !nodes.is_empty() {
