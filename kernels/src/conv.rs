@@ -6,6 +6,7 @@ use crate::geometry::ConvGeometry;
 use crate::matmul::{Mat, matmul, transpose};
 use crate::parallel::{Parallelism, piece, with_scratch};
 use crate::tile::{Tile, Window, add_block, copy_block};
+use crate::vector::vectorised;
 use std::ops::Range;
 
 /// The column matrix of a tile aims at so many values: with the other operands it stays in a second-level cache of 1 MiB.
@@ -60,7 +61,7 @@ pub fn conv_grad_input(
     check_len("w", w, geometry.weight_len())?;
     check_len("gy", gy, geometry.output_len())?;
     check_len("gx", gx, geometry.input_len())?;
-    if !geometry.is_depthwise()
+    if (!geometry.is_depthwise() || geometry.group_out() == 1)
         && let Some(transposed) = geometry.transposed()
     {
         return conv_forward(&transposed, gy, &flipped(geometry, w), None, gx, parallelism);
@@ -121,10 +122,8 @@ impl ConvGeometry {
             let patch = g.group_in() * Window::new(g).patch(&tile).channel_len();
             patch + stride * (g.patch_len() + partial_stride(g))
         };
-        let tile = match self.is_depthwise() {
-            true => depthwise::scratch_len(self),
-            false => dense(self).max(self.transposed().map_or(0, |t| dense(&t))),
-        };
+        let scratch = |g: &Self| if g.is_depthwise() { depthwise::scratch_len(g) } else { dense(g) };
+        let tile = scratch(self).max(self.transposed().map_or(0, |t| scratch(&t)));
         let weight = self.group * self.patch_len() * partial_stride(self);
         size_of::<f32>().saturating_mul(parallelism.threads().saturating_mul(tile.saturating_add(weight)))
     }
@@ -236,10 +235,9 @@ fn fill_columns(
     let taps = layout.tap_offsets();
     let ([image, row], [rows, cols]) = (layout.strides(), [tile.rows.len(), tile.cols.len()]);
     let channels = patch.chunks_mut(layout.channel_len()).zip(columns.chunks_mut(taps.len() * stride));
-    let arch = pulp::Arch::new();
     for (c, (patch, columns)) in channels.enumerate() {
         layout.fill(patch, |n| channel_plane(n, c));
-        arch.dispatch(
+        vectorised(
             #[inline(always)]
             || {
                 for (to, &tap) in columns.chunks_mut(stride).zip(&taps) {

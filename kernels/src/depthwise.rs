@@ -6,6 +6,7 @@ use crate::conv::Share;
 use crate::geometry::ConvGeometry;
 use crate::parallel::{Parallelism, piece, with_scratch};
 use crate::tile::{Patch, Tile, Window, copy_block};
+use crate::vector::vectorised;
 
 /// Output positions of a tile: with its patch it stays in a first-level cache of 32 KiB.
 const TARGET: usize = 2048;
@@ -20,7 +21,6 @@ pub(crate) fn scratch_len(g: &ConvGeometry) -> usize {
 /// `out = bias + conv(x, w)` for the output channels of `share`.
 pub(crate) fn forward(g: &ConvGeometry, x: &[f32], w: &[f32], bias: Option<&[f32]>, mut share: Share) {
     let window = Window::new(g);
-    let arch = pulp::Arch::new();
     for tile in Tile::cut(share.images.clone(), g.output, TARGET) {
         let layout = window.patch(&tile);
         let taps = layout.tap_offsets();
@@ -33,7 +33,7 @@ pub(crate) fn forward(g: &ConvGeometry, x: &[f32], w: &[f32], bias: Option<&[f32
                 }
                 let weights = &w[channel * taps.len()..][..taps.len()];
                 let bias = bias.map_or(0.0, |bias| bias[channel]);
-                arch.dispatch(
+                vectorised(
                     #[inline(always)]
                     || sum_of_shifts(wide, bias, patch, &taps, weights),
                 );
@@ -50,7 +50,6 @@ pub(crate) fn forward(g: &ConvGeometry, x: &[f32], w: &[f32], bias: Option<&[f32
 /// The input gradient for the input channels of `share`.
 pub(crate) fn grad_input(g: &ConvGeometry, w: &[f32], gy: &[f32], mut share: Share) {
     let window = Window::new(g);
-    let arch = pulp::Arch::new();
     share.fill(0.0);
     for tile in Tile::cut(share.images.clone(), g.output, TARGET) {
         let layout = window.patch(&tile);
@@ -62,7 +61,7 @@ pub(crate) fn grad_input(g: &ConvGeometry, w: &[f32], gy: &[f32], mut share: Sha
                     fill_wide(g, &layout, &tile, gy, channel, wide);
                     for (&tap, &weight) in taps.iter().zip(&w[channel * taps.len()..]) {
                         let to = &mut patch[tap..];
-                        arch.dispatch(
+                        vectorised(
                             #[inline(always)]
                             || to.iter_mut().zip(&*wide).for_each(|(to, g)| *to += weight * g),
                         );
@@ -77,7 +76,6 @@ pub(crate) fn grad_input(g: &ConvGeometry, w: &[f32], gy: &[f32], mut share: Sha
 /// The weight gradient. Each thread has its own channels and sums over all images, so threads do not change a bit.
 pub(crate) fn grad_weight(g: &ConvGeometry, x: &[f32], gy: &[f32], gw: &mut [f32], parallelism: Parallelism) {
     let window = Window::new(g);
-    let arch = pulp::Arch::new();
     let taps = g.taps();
     let pieces = parallelism.threads().min(g.in_channels);
     let longest = piece(g.in_channels, pieces, 0).len() * g.group_out() * taps;
@@ -98,7 +96,7 @@ pub(crate) fn grad_weight(g: &ConvGeometry, x: &[f32], gy: &[f32], gw: &mut [f32
                     }
                     fill_wide(g, &layout, tile, gy, channel, wide);
                     for (gw, &tap) in gw.iter_mut().zip(&offsets) {
-                        *gw += arch.dispatch(
+                        *gw += vectorised(
                             #[inline(always)]
                             || dot(wide, &patch[tap..]),
                         );

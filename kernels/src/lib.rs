@@ -23,6 +23,7 @@ mod matmul;
 mod parallel;
 mod product;
 mod tile;
+mod vector;
 
 pub use conv::{conv_forward, conv_grad_input, conv_grad_weight};
 pub use error::KernelError;

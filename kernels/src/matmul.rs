@@ -1,5 +1,7 @@
 //! The one door to the `gemm` crates: a safe, checked, single-threaded `f32` matrix product, and a transpose.
 
+use crate::vector::vectorised;
+
 /// A read-only strided view of `rows x cols` values.
 #[derive(Clone, Copy)]
 pub(crate) struct Mat<'a> {
@@ -70,7 +72,7 @@ pub(crate) fn matmul(out: &mut [f32], out_stride: usize, a: Mat, b: Mat, accumul
 
 /// Writes the transpose of `a`, whose columns are adjacent, in rows of `out_stride` values.
 pub(crate) fn transpose(a: Mat, out: &mut [f32], out_stride: usize) {
-    pulp::Arch::new().dispatch(
+    vectorised(
         #[inline(always)]
         || transpose_blocks(a, out, out_stride),
     );

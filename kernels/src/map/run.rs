@@ -6,6 +6,7 @@ use super::plan::{Extent, MapKernel, Target};
 use super::{MapInput, Step};
 use crate::error::{KernelError, check_len};
 use crate::parallel::{Parallelism, piece};
+use crate::vector::vectorised;
 use std::mem::take;
 use std::ops::Range;
 
@@ -48,8 +49,8 @@ impl MapKernel {
         let parallelism = if threads == 1 { Parallelism::Serial } else { parallelism };
         parallelism.for_each(pieces.iter_mut().collect(), |piece: &mut Piece| {
             let mut worker = Worker::new(self, inputs);
-            pulp::Arch::new().dispatch(
-                // A loop and not an iterator's closure: only what is inlined here uses the instructions found.
+            vectorised(
+                // A loop and not an iterator's closure: only what is inlined here is compiled for them.
                 #[inline(always)]
                 || {
                     for i in piece.tiles.clone() {
