@@ -38,6 +38,8 @@ pub struct MapKernel {
     /// By value: the buffer that holds it during a tile.
     pub(super) slots: Vec<usize>,
     pub(super) slot_count: usize,
+    /// By value: the output that holds it, if it has a value a position and is a result.
+    pub(super) homes: Vec<Option<usize>>,
     /// For each result its value, where it goes, and how many values it has.
     pub(super) results: Vec<(usize, Target, usize)>,
     /// How many values a reduction takes together.
@@ -102,9 +104,16 @@ impl MapKernel {
             results.push((value, target, own[value].iter().product()));
         }
         let (slots, slot_count) = slots(program);
+        let home = |value: usize| {
+            results
+                .iter()
+                .position(|(v, target, _)| (*v, target) == (value, &Target::All))
+                .filter(|_| extents[value] == Extent::All)
+        };
+        let homes = (0..extents.len()).map(home).collect();
         let shapes = program.results.iter().map(|&v| own[v].clone()).collect();
         let steps = program.steps.clone();
-        Ok(MapKernel { steps, layout, inputs, extents, slots, slot_count, results, reduced, by_row, shapes })
+        Ok(MapKernel { steps, layout, inputs, extents, slots, slot_count, homes, results, reduced, by_row, shapes })
     }
 
     /// Shapes of the results.

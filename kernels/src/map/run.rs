@@ -115,6 +115,7 @@ struct Piece<'o> {
 }
 
 /// A thread's part of a result: values from `start` on, or sums of its own.
+#[derive(Default)]
 struct Output<'o> {
     start: usize,
     values: &'o mut [f32],
@@ -158,20 +159,48 @@ impl<'m> Worker<'m> {
         let map = self.map;
         for (i, step) in map.steps.iter().enumerate() {
             let value = self.inputs.len() + i;
-            let target = self.step(step, value, tile);
-            for (output, (_, place, _)) in outputs.iter_mut().zip(&map.results).filter(|(_, r)| r.0 == value) {
-                match place {
-                    Target::Sums(strides) => self.add(step.args[0], tile, strides, &mut output.sums),
+            if let Some(home) = map.homes[value] {
+                // Taken out, so that operands can be read from the other outputs meanwhile.
+                let whole = take(&mut outputs[home].values);
+                self.step(step, value, tile, outputs, part(whole, outputs[home].start, tile));
+                outputs[home].values = whole;
+            } else {
+                let mut out = take(&mut self.slots[map.slots[value]]);
+                out.resize(len(map.extents[value], tile), 0.0);
+                self.step(step, value, tile, outputs, &mut out);
+                self.slots[map.slots[value]] = out;
+            }
+            for j in (0..outputs.len()).filter(|&j| map.results[j].0 == value && map.homes[value] != Some(j)) {
+                let mut output = take(&mut outputs[j]);
+                match &map.results[j].1 {
+                    Target::Sums(strides) => self.add(step.args[0], tile, strides, outputs, &mut output.sums),
                     Target::All => {
-                        let to = &mut output.values[tile.start - output.start..][..tile.rows * tile.cols];
-                        spread(&self.slots[target][..len(map.extents[value], tile)], map.extents[value], tile, to);
+                        let own = self.value(value, tile, outputs);
+                        spread(own, map.extents[value], tile, part(output.values, output.start, tile));
                     }
                     Target::Rows => {
                         let to = &mut output.values[tile.row - output.start..][..tile.rows];
-                        to.copy_from_slice(&self.slots[target][..tile.rows]);
+                        to.copy_from_slice(&self.slots[map.slots[value]][..tile.rows]);
                     }
                 }
+                outputs[j] = output;
             }
+        }
+    }
+
+    /// A tile of a value: of an input that is read in place, of an output that holds it, or what a buffer holds.
+    #[inline(always)]
+    fn value<'a>(&'a self, value: usize, tile: &Tile, outputs: &'a [Output]) -> &'a [f32] {
+        let all = tile.rows * tile.cols;
+        if let Some(offset) = self.direct.get(value).copied().flatten() {
+            return match self.inputs[value] {
+                MapInput::F32(values) => &values[offset..][..all],
+                MapInput::Bool(_) | MapInput::Output(_) => &[],
+            };
+        }
+        match self.map.homes[value] {
+            Some(home) => &outputs[home].values[tile.start - outputs[home].start..][..all],
+            None => &self.slots[self.map.slots[value]],
         }
     }
 
@@ -213,36 +242,26 @@ impl<'m> Worker<'m> {
         }
     }
 
-    /// Runs an operator on a tile; returns the slot that holds the result.
+    /// Runs an operator on a tile.
     #[inline(always)]
-    fn step(&mut self, step: &Step, value: usize, tile: &Tile) -> usize {
+    fn step(&mut self, step: &Step, value: usize, tile: &Tile, outputs: &[Output], out: &mut [f32]) {
         let map = self.map;
-        let (target, extent) = (map.slots[value], map.extents[value]);
-        let mut out = take(&mut self.slots[target]);
-        out.resize(len(extent, tile), 0.0);
-        let Worker { inputs, slots, direct, spread: temporary, .. } = self;
-        let source = |value: usize| match direct.get(value).copied().flatten() {
-            Some(offset) => match inputs[value] {
-                MapInput::F32(values) => &values[offset..][..tile.rows * tile.cols],
-                MapInput::Bool(_) | MapInput::Output(_) => &[],
-            },
-            None => &slots[map.slots[value]][..],
-        };
+        let mut temporary = take(&mut self.spread);
         if step.op.reduces() {
-            let (arg, own) = (source(step.args[0]), map.extents[step.args[0]]);
+            let (arg, own) = (self.value(step.args[0], tile, outputs), map.extents[step.args[0]]);
             match map.reduced {
-                1 => spread(arg, own, tile, &mut out),
-                _ if map.by_row => reduce_rows(step.op, arg, own, tile, &mut out),
+                1 => spread(arg, own, tile, out),
+                _ if map.by_row => reduce_rows(step.op, arg, own, tile, out),
                 // The tile is added to sums when the result is written.
                 _ => {}
             }
         } else {
             let mut operands = [Source::One(0.0); 3];
             for ((operand, &arg), temporary) in operands.iter_mut().zip(&step.args).zip(temporary.iter_mut()) {
-                let values = source(arg);
+                let values = self.value(arg, tile, outputs);
                 *operand = match map.extents[arg] {
                     Extent::One => Source::One(values[0]),
-                    own if own == extent => Source::Values(&values[..out.len()]),
+                    own if own == map.extents[value] => Source::Values(&values[..out.len()]),
                     own => {
                         temporary.resize(out.len(), 0.0);
                         spread(values, own, tile, temporary);
@@ -250,27 +269,20 @@ impl<'m> Worker<'m> {
                     }
                 };
             }
-            op::apply(step.op, &mut out, operands);
+            op::apply(step.op, out, operands);
         }
-        self.slots[target] = out;
-        target
+        self.spread = temporary;
     }
 
     /// Adds a tile of a value to sums over axes that are not the rows.
     #[inline(always)]
-    fn add(&mut self, value: usize, tile: &Tile, strides: &Strides, sums: &mut [f64]) {
+    fn add(&mut self, value: usize, tile: &Tile, strides: &Strides, outputs: &[Output], sums: &mut [f64]) {
         let map = self.map;
         let (row, col) = (strides[strides.len() - 2], strides[strides.len() - 1]);
         let at = map.layout.offset(tile, strides);
-        let Worker { inputs, slots, direct, spread: temporary, .. } = self;
-        let own = match direct.get(value).copied().flatten() {
-            Some(offset) => match inputs[value] {
-                MapInput::F32(values) => &values[offset..],
-                MapInput::Bool(_) | MapInput::Output(_) => &[],
-            },
-            None => &slots[map.slots[value]][..],
-        };
-        let [values, total, _] = temporary;
+        let mut temporary = take(&mut self.spread);
+        let own = self.value(value, tile, outputs);
+        let [values, total, _] = &mut temporary;
         let values = match map.extents[value] {
             Extent::All => &own[..tile.rows * tile.cols],
             extent => {
@@ -300,7 +312,14 @@ impl<'m> Worker<'m> {
                 }
             }
         }
+        self.spread = temporary;
     }
+}
+
+/// An output's part for a tile.
+#[inline(always)]
+fn part<'a>(values: &'a mut [f32], start: usize, tile: &Tile) -> &'a mut [f32] {
+    &mut values[tile.start - start..][..tile.rows * tile.cols]
 }
 
 /// Values that a value of this extent has in a tile.

@@ -4,6 +4,7 @@ mod convert;
 mod load;
 mod ops;
 mod optimise;
+mod pool;
 mod program;
 
 use crate::{

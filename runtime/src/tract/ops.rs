@@ -1,5 +1,6 @@
 //! Limbeck's own operators as tract operators. Only their batch may be symbolic.
 
+use super::pool;
 use crate::fused::{Attributes, DOMAIN, Elements, Extent, FusedError, FusedOp, OPS, Operand};
 use limbeck_kernels::Parallelism;
 use tract_linalg::multithread::{Executor, current_tract_executor};
@@ -135,7 +136,7 @@ impl EvalOp for Fused {
             }
         }
         let filled = results.into_iter().zip(&wanted);
-        let filled = filled.map(|(r, shape)| r.map_or_else(|| Tensor::zero::<f32>(shape), Ok));
+        let filled = filled.map(|(r, shape)| r.map_or_else(|| pool::tensor(shape), Ok));
         let mut results = filled.collect::<TractResult<Vec<_>>>()?;
         let operands = (inputs.iter().zip(&shapes).zip(lent))
             .map(|((value, shape), lent)| match lent {
@@ -144,6 +145,8 @@ impl EvalOp for Fused {
             })
             .collect::<TractResult<Vec<_>>>()?;
         self.compute(&operands, &mut results)?;
+        drop(operands);
+        inputs.into_iter().for_each(pool::keep);
         Ok(results.into_iter().map(|result| result.into_tvalue()).collect())
     }
 }

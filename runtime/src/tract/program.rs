@@ -5,6 +5,7 @@ use super::{
     convert::{TractValue, to_tract},
     failed,
     load::Loaded,
+    pool::{self, Pool},
 };
 use crate::{
     RuntimeError,
@@ -13,7 +14,10 @@ use crate::{
     store::{StateStore, StateValue},
 };
 use limbeck_tensor::{Tensor, io::TensorMap};
-use std::{any::Any, sync::Arc};
+use std::{
+    any::Any,
+    sync::{Arc, Mutex},
+};
 use tract_linalg::multithread::Executor;
 use tract_onnx::{
     prelude::{RunOptions, TValue, TVec, TypedSimplePlan},
@@ -25,6 +29,7 @@ pub(super) struct TractProgram {
     plan: Arc<TypedSimplePlan>,
     signature: Signature,
     executor: Executor,
+    pool: Mutex<Pool>,
 }
 
 impl TractProgram {
@@ -34,7 +39,7 @@ impl TractProgram {
         let options = RunOptions { executor: Some(executor.clone()), ..RunOptions::default() };
         let plan =
             SimplePlan::new_with_options(loaded.model, &options).map_err(|e| failed("order the model's nodes", e))?;
-        Ok(TractProgram { plan, signature, executor })
+        Ok(TractProgram { plan, signature, executor, pool: Mutex::default() })
     }
 
     /// Runs the plan; with threads inside their pool, so that the caller's thread waits and does not share a processor with
@@ -49,7 +54,7 @@ impl TractProgram {
                 })
                 .collect::<Result<TVec<TValue>, _>>()?;
             let symbols = self.symbols(&inputs)?;
-            let results = self.plan.run(inputs).map_err(|e| failed("run the model", e))?;
+            let results = pool::lent(&self.pool, || self.plan.run(inputs)).map_err(|e| failed("run the model", e))?;
             results.into_iter().map(|result| TractValue::from_result(result, &symbols)).collect()
         };
         match &self.executor {
