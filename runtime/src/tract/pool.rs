@@ -12,9 +12,26 @@ use tract_onnx::tract_hir::internal::*;
 /// Tensors of fewer values are not kept.
 const LEAST: usize = 4096;
 
+/// Values that may lie idle when new memory is asked for: 16 MiB.
+const IDLE: usize = 1 << 22;
+
 /// Float32 tensors by their number of values.
 #[derive(Default)]
 pub(super) struct Pool(HashMap<usize, Vec<Tensor>>);
+
+impl Pool {
+    /// Gives memory back until with `values` more no more than [`IDLE`] would be idle: what is allocated exceeds what is
+    /// needed at one time by no more than that.
+    fn make_room(&mut self, values: usize) {
+        let mut idle: usize = self.0.iter().map(|(len, tensors)| len * tensors.len()).sum();
+        while idle > 0 && idle.saturating_add(values) > IDLE {
+            let largest = self.0.iter_mut().filter(|(_, tensors)| !tensors.is_empty()).max_by_key(|(len, _)| **len);
+            let Some((len, tensors)) = largest else { return };
+            tensors.pop();
+            idle -= len;
+        }
+    }
+}
 
 thread_local!(static CURRENT: RefCell<Pool> = RefCell::default());
 
@@ -34,7 +51,10 @@ pub(super) fn tensor(shape: &[usize]) -> TractResult<Tensor> {
     let kept = CURRENT.with_borrow_mut(|pool| pool.0.get_mut(&len).and_then(Vec::pop));
     match kept {
         Some(tensor) => tensor.into_shape(shape),
-        None => Tensor::zero::<f32>(shape),
+        None => {
+            CURRENT.with_borrow_mut(|pool| pool.make_room(len));
+            Tensor::zero::<f32>(shape)
+        }
     }
 }
 
