@@ -3,6 +3,7 @@
 #![allow(missing_docs)]
 
 mod cases;
+mod catalogue;
 mod plain_tract;
 
 use cases::{Case, all, listed};

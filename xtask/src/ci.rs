@@ -49,7 +49,7 @@ pub(crate) fn test(full: bool, offline: bool) -> Result<()> {
 /// Writes the catalogue of operators anew, by the test that checks it.
 pub(crate) fn catalogue() -> Result<()> {
     let mut tests = cargo();
-    tests.args(["test", "--workspace", "--test", "catalogue"]).env("LIMBECK_CATALOGUE", "write");
+    tests.args(["test", "--workspace", "--test", "node_tests", "catalogue"]).env("LIMBECK_CATALOGUE", "write");
     given(&mut tests, false)?;
     run_command(&mut tests)
 }

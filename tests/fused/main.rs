@@ -2,7 +2,8 @@
 //! that define them where there are no kernels.
 #![allow(missing_docs)]
 
-#[path = "../benches/common/mod.rs"]
+mod maps;
+#[path = "../../benches/common/mod.rs"]
 mod nets;
 
 use limbeck::distill::Step;

@@ -1,10 +1,7 @@
 //! The catalogue of operators, `docs/operators.md`, is what the tables of the crates and ONNX's node tests make of it.
 //! `cargo xtask catalogue` (`LIMBECK_CATALOGUE=write`) writes it anew.
-#![allow(missing_docs)]
 
-#[path = "node_tests/cases.rs"]
-mod cases;
-
+use crate::cases;
 use limbeck::autodiff::{COMPOSITES, NON_DIFFERENTIABLE, Without, differentiable};
 use limbeck::graph::{Graph, LIMBECK, ops};
 use limbeck::runtime::{ENGINES, engine};

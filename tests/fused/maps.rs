@@ -1,6 +1,5 @@
 //! Maps on every engine, at sizes where threads share them: the fused form of chains that networks and their gradients
 //! have against the reference evaluator, alike for one and several threads, and the same at every run.
-#![allow(missing_docs)]
 
 use limbeck::autodiff::Differentiate;
 use limbeck::graph::{Cx, Form, Graph, Var};
