@@ -92,8 +92,10 @@ fn exchanged<T: Clone>(cx: &crate::Node, name: &str, shape: &[T]) -> Result<Vec<
 fn infer_fused(cx: &InferCx) -> Types {
     let (a, b) = (float_ty(cx, 0)?, float_ty(cx, 1)?);
     same_dtype(a, b)?;
+    let can_be = |(x, y): (&Dim, &Dim)| x.unify(y).is_some();
+    let batches = |x: &[Dim], y: &[Dim]| x.len() == y.len() && x.iter().zip(y).take(x.len().max(2) - 2).all(can_be);
     let dims = match (&a.dims, &b.dims) {
-        (Some(x), Some(y)) if y.len() == 2 || y[..y.len().max(2) - 2] == x[..x.len().max(2) - 2] => {
+        (Some(x), Some(y)) if y.len() == 2 || batches(x, y) => {
             Some(matmul_dims(&exchanged(cx.node, "transA", x)?, &exchanged(cx.node, "transB", y)?)?)
         }
         (Some(_), Some(_)) => op_bail!("the batches of {a} and {b} differ"),
