@@ -56,7 +56,7 @@ pub(super) fn sigmoid(x: f32) -> f32 {
 #[inline(always)]
 pub(super) fn tanh(x: f32) -> f32 {
     let z = x * x;
-    let p = polynomial(z, [-0.333_332_78, 0.133_313_29, -0.053_729_227, 0.020_601_999, -0.005_660_780_5]);
+    let p = polynomial(z, [-0.333_332_78, 0.133_313_29, -0.053_729_23, 0.020_601_999, -0.005_660_780_5]);
     let near = x + x * z * p;
     let far = 1.0 - 2.0 / (exp(2.0 * x.abs()) + 1.0);
     if z < 0.39 { near } else { far.copysign(x) }
@@ -66,7 +66,15 @@ pub(super) fn tanh(x: f32) -> f32 {
 #[inline(always)]
 pub(super) fn erf(x: f32) -> f32 {
     let z = x * x;
-    let near = [1.128_379_2, -0.376_126_27, 0.112_836, -0.026_854_444, 0.005_189_535_5, -8.020_841e-4, 7.889_119_5e-5];
+    let near = [
+        std::f32::consts::FRAC_2_SQRT_PI,
+        -0.376_126_27,
+        0.112_836,
+        -0.026_854_444,
+        0.005_189_535_5,
+        -8.020_841e-4,
+        7.889_119e-5,
+    ];
     let near = x * polynomial(z, near);
     // erfc(a) e^(a a) as a polynomial of 1 / (1 + a), a up to 4.1; beyond, erf is 1.
     let far = [-1.201_093_1e-4, 0.567_033_7, 0.536_537_9, 0.419_288_8, -0.606_115_65, -0.660_326_54, 1.344_090_3];
@@ -76,8 +84,8 @@ pub(super) fn erf(x: f32) -> f32 {
     let far = polynomial(t, far) - 0.619_868_2 * (t4 * t2 * t);
     let far = 1.0 - far * exp(-z);
     let far = if z > 16.0 { 1.0 } else { far };
-    // A comparison with NaN is false, so NaN takes the first form.
-    if !(z > 1.0) { near } else { far.copysign(x) }
+    // NaN takes the first form, which keeps it.
+    if z > 1.0 { far.copysign(x) } else { near }
 }
 
 /// `c[0] + c[1] x + c[2] x^2 + ...`.

@@ -90,6 +90,7 @@ pub(crate) enum Elements<'a> {
     /// bool, a byte each: 0 is false, anything else true.
     Bool(&'a [u8]),
     /// What the result of this number holds before the call (see [`FusedOp::in_place`]).
+    #[cfg(feature = "tract")]
     Result(usize),
 }
 
@@ -99,6 +100,7 @@ impl<'a> Elements<'a> {
         match self {
             Elements::F32(values) => Ok(values),
             Elements::Bool(values) => Err(FusedError(format!("takes float32 tensors, got {} bools", values.len()))),
+            #[cfg(feature = "tract")]
             Elements::Result(j) => Err(FusedError(format!("an operand cannot lie in the memory of result {j}"))),
         }
     }
@@ -163,10 +165,12 @@ impl FusedOp {
         }
     }
 
-    /// The results in whose memory an operand of type float32 may lie that nothing else needs.
+    /// The results in whose memory an operand of type float32 may lie that nothing else needs. ONNX Runtime plans its memory
+    /// itself.
     ///
     /// # Errors
     /// As [`FusedOp::output_shapes`].
+    #[cfg(feature = "tract")]
     pub(crate) fn in_place(&self, operands: &[&[usize]], operand: usize) -> Result<Vec<usize>, FusedError> {
         match self {
             FusedOp::Conv(_) | FusedOp::MatMul(_) => Ok(vec![]),

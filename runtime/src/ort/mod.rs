@@ -1,6 +1,8 @@
 //! The ONNX Runtime engine, through a shared library that the user brings.
 
 #[allow(unsafe_code)]
+mod call;
+#[allow(unsafe_code)]
 mod custom;
 #[allow(unsafe_code)]
 mod ffi;

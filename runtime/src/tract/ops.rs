@@ -165,10 +165,10 @@ fn operand(value: &TValue) -> TractResult<Operand<'_>> {
 impl TypedOp for Fused {
     fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
         let typed = |fact: &&TypedFact| [f32::datum_type(), bool::datum_type()].contains(&fact.datum_type);
-        ensure!(inputs.iter().all(|fact| typed(fact)), "all tensors must be float32 or bool");
+        ensure!(inputs.iter().all(typed), "all tensors must be float32 or bool");
         let shapes: TVec<TVec<TDim>> = inputs.iter().map(|fact| fact.shape.to_tvec()).collect();
         let shapes: TVec<&[TDim]> = shapes.iter().map(|shape| &shape[..]).collect();
-        Ok(self.shapes(&shapes)?.into_iter().map(|shape| f32::fact(shape)).collect())
+        Ok(self.shapes(&shapes)?.into_iter().map(f32::fact).collect())
     }
 
     as_op!();

@@ -1,0 +1,198 @@
+//! What ONNX Runtime tells a custom operator through its C API: of the node that a kernel is made for, and of a call.
+
+use crate::fused::{Attributes, Elements, FusedError, Operand};
+use ort_sys::{ONNXTensorElementDataType as Element, OrtKernelContext, OrtKernelInfo, OrtStatusPtr, OrtValue};
+use std::{
+    ffi::{CStr, CString, c_char},
+    marker::PhantomData,
+    ptr::{null, null_mut},
+    slice,
+};
+
+/// The error in a status of the C API.
+pub(super) fn ask(status: OrtStatusPtr) -> Result<(), FusedError> {
+    // SAFETY: `status` was just returned by the C API and is given up here.
+    unsafe { ort::Error::result_from_status(status) }.map_err(FusedError::new)
+}
+
+/// The node that a kernel is made for; the pointer is valid during `create`.
+pub(super) struct Node(pub(super) *const OrtKernelInfo);
+
+impl Node {
+    pub(super) fn operands(&self) -> Result<usize, FusedError> {
+        let mut count = 0;
+        // SAFETY: both pointers are valid.
+        ask(unsafe { (ort::api().KernelInfo_GetInputCount)(self.0, &mut count) })?;
+        Ok(count)
+    }
+
+    pub(super) fn results(&self) -> Result<usize, FusedError> {
+        let mut count = 0;
+        // SAFETY: both pointers are valid.
+        ask(unsafe { (ort::api().KernelInfo_GetOutputCount)(self.0, &mut count) })?;
+        Ok(count)
+    }
+
+    /// What `read` gets for an attribute. That there is none the library tells in words only, of several wordings.
+    fn attribute<T>(
+        &self,
+        name: &str,
+        read: impl FnOnce(*const c_char) -> Result<T, FusedError>,
+    ) -> Result<Option<T>, FusedError> {
+        let key = CString::new(name).map_err(FusedError::new)?;
+        match read(key.as_ptr()) {
+            Ok(value) => Ok(Some(value)),
+            Err(error) if error.to_string().contains("No attribute with") => Ok(None),
+            Err(error) => Err(FusedError::new(format!("attribute {name}: {error}"))),
+        }
+    }
+}
+
+impl Attributes for Node {
+    fn int(&self, name: &str) -> Result<Option<i64>, FusedError> {
+        self.attribute(name, |key| {
+            let mut value = 0;
+            // SAFETY: all pointers are valid; the key ends with a zero byte.
+            ask(unsafe { (ort::api().KernelInfoGetAttribute_int64)(self.0, key, &mut value) })?;
+            Ok(value)
+        })
+    }
+
+    fn ints(&self, name: &str) -> Result<Option<Vec<i64>>, FusedError> {
+        self.attribute(name, |key| {
+            let mut len = 0;
+            // SAFETY: as above; without a place for values the call gives their number.
+            ask(unsafe { (ort::api().KernelInfoGetAttributeArray_int64)(self.0, key, null_mut(), &mut len) })?;
+            let mut values = vec![0; len];
+            // SAFETY: there is place for `len` values.
+            ask(unsafe { (ort::api().KernelInfoGetAttributeArray_int64)(self.0, key, values.as_mut_ptr(), &mut len) })?;
+            Ok(values)
+        })
+    }
+
+    fn string(&self, name: &str) -> Result<Option<String>, FusedError> {
+        self.attribute(name, |key| {
+            let mut len = 0;
+            // SAFETY: as above; without a place for the text the call gives its length with the zero byte at its end.
+            ask(unsafe { (ort::api().KernelInfoGetAttribute_string)(self.0, key, null_mut(), &mut len) })?;
+            let mut text = vec![0u8; len];
+            // SAFETY: there is place for `len` bytes.
+            ask(unsafe {
+                (ort::api().KernelInfoGetAttribute_string)(self.0, key, text.as_mut_ptr().cast(), &mut len)
+            })?;
+            let text = CStr::from_bytes_until_nul(&text).map_err(FusedError::new)?;
+            Ok(text.to_string_lossy().into_owned())
+        })
+    }
+}
+
+/// A call of a kernel; the pointer is valid during `compute`, which `'c` does not outlive.
+pub(super) struct Call<'c>(*mut OrtKernelContext, PhantomData<&'c mut ()>);
+
+/// An operand's type, extents, and the start of its elements.
+pub(super) struct Input {
+    element: Element,
+    shape: Vec<usize>,
+    data: *const u8,
+}
+
+impl<'c> Call<'c> {
+    /// The call that ONNX Runtime makes with this context.
+    pub(super) fn new(context: *mut OrtKernelContext) -> Call<'c> {
+        Call(context, PhantomData)
+    }
+
+    pub(super) fn operands(&self) -> Result<usize, FusedError> {
+        let mut count = 0;
+        // SAFETY: both pointers are valid.
+        ask(unsafe { (ort::api().KernelContext_GetInputCount)(self.0, &mut count) })?;
+        Ok(count)
+    }
+
+    pub(super) fn input(&self, index: usize) -> Result<Input, FusedError> {
+        let mut value: *const OrtValue = null();
+        // SAFETY: both pointers are valid; the index is below the number of operands.
+        ask(unsafe { (ort::api().KernelContext_GetInput)(self.0, index, &mut value) })?;
+        if value.is_null() {
+            return Err(FusedError::new(format!("operand {index} is left out")));
+        }
+        let mut info = null_mut();
+        // SAFETY: the value is a tensor, as the operator declares; `info` is released below, on every path.
+        ask(unsafe { (ort::api().GetTensorTypeAndShape)(value, &mut info) })?;
+        let read = || -> Result<_, FusedError> {
+            let (mut element, mut rank) = (Element::ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED, 0);
+            // SAFETY: `info` is valid and `dims` has room for `rank` entries.
+            ask(unsafe { (ort::api().GetTensorElementType)(info, &mut element) })?;
+            ask(unsafe { (ort::api().GetDimensionsCount)(info, &mut rank) })?;
+            let mut dims = vec![0i64; rank];
+            ask(unsafe { (ort::api().GetDimensions)(info, dims.as_mut_ptr(), rank) })?;
+            let shape = dims.into_iter().map(usize::try_from).collect::<Result<Vec<_>, _>>();
+            Ok((element, shape.map_err(FusedError::new)?))
+        };
+        let read = read();
+        // SAFETY: releases what was returned above, once.
+        unsafe { (ort::api().ReleaseTensorTypeAndShapeInfo)(info) };
+        let (element, shape) = read?;
+        let mut data = null_mut();
+        // SAFETY: the value is a tensor in host memory, since the operator is registered for the processor. It is only
+        // read, though the C signature asks for a mutable pointer.
+        ask(unsafe { (ort::api().GetTensorMutableData)(value.cast_mut(), &mut data) })?;
+        Ok(Input { element, shape, data: data.cast::<u8>().cast_const() })
+    }
+
+    /// The memory of a result of this shape.
+    pub(super) fn result(&self, index: usize, shape: &[usize]) -> Result<&'c mut [f32], FusedError> {
+        let dims: Vec<i64> = shape.iter().map(|&d| d as i64).collect();
+        let mut value = null_mut();
+        // SAFETY: all pointers are valid and `dims` has the length given. An index past the results is an error.
+        ask(unsafe { (ort::api().KernelContext_GetOutput)(self.0, index, dims.as_ptr(), dims.len(), &mut value) })?;
+        if value.is_null() {
+            return Err(FusedError::new(format!("result {index} is left out")));
+        }
+        let mut data = null_mut();
+        // SAFETY: the value is a tensor of float32, as the operator declares, in host memory.
+        ask(unsafe { (ort::api().GetTensorMutableData)(value, &mut data) })?;
+        let len = length(shape)?;
+        let data = place::<f32>(data.cast::<u8>().cast_const())?;
+        match len {
+            0 => Ok(&mut []),
+            // SAFETY: the library allocated `len` floats for this result of this call. No operand and no other result
+            // lies there, since the operator declares nothing that may be computed in place, and `Kernel::run` asks for
+            // each result once. Any bits are a float.
+            _ => Ok(unsafe { slice::from_raw_parts_mut(data.cast_mut(), len) }),
+        }
+    }
+}
+
+impl Input {
+    pub(super) fn operand(&self) -> Result<Operand<'_>, FusedError> {
+        let len = length(&self.shape)?;
+        // SAFETY (of both): the tensor has `len` elements of this type, which live and stay unchanged during the call.
+        let elements = match self.element {
+            Element::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT if len == 0 => Elements::F32(&[]),
+            Element::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT => {
+                Elements::F32(unsafe { slice::from_raw_parts(place::<f32>(self.data)?, len) })
+            }
+            Element::ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL if len == 0 => Elements::Bool(&[]),
+            Element::ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL => {
+                Elements::Bool(unsafe { slice::from_raw_parts(place::<u8>(self.data)?, len) })
+            }
+            other => return Err(FusedError::new(format!("takes float32 and bool tensors, got {other:?}"))),
+        };
+        Ok(Operand { shape: &self.shape, elements })
+    }
+}
+
+fn length(shape: &[usize]) -> Result<usize, FusedError> {
+    let len = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+    len.ok_or_else(|| FusedError::new(format!("the size of {shape:?} overflows")))
+}
+
+/// A pointer to elements, checked.
+fn place<T>(data: *const u8) -> Result<*const T, FusedError> {
+    let data = data.cast::<T>();
+    if data.is_null() || !data.is_aligned() {
+        return Err(FusedError::new("a tensor's memory is missing or not aligned"));
+    }
+    Ok(data)
+}
