@@ -4,7 +4,7 @@
 use anyhow::{Context, Result};
 use limbeck::digits::nets;
 use limbeck::distill::optim::Sgd;
-use limbeck::distill::{GradOptions, Group, Net, Step, build_step, form_for, models, objective};
+use limbeck::distill::{GradOptions, Group, Net, Step, build_step, form_for, inference_form_for, models, objective};
 use limbeck::graph::Graph;
 use limbeck::runtime::{CompileOptions, Engine, Model, Program, StateRole, noise};
 use limbeck::tensor::{DType, Tensor, TensorMap};
@@ -102,7 +102,7 @@ pub(crate) fn samples(case: &Case, count: usize) -> Result<TensorMap> {
 
 /// An inference program at a fixed batch.
 pub(crate) fn inference(net: &Net, engine: &dyn Engine, batch: usize, threads: usize) -> Result<Box<dyn Program>> {
-    let model = Model::new(bound(net, batch)?.lowered(form_for(engine))?.to_bytes()?);
+    let model = Model::new(bound(net, batch)?.lowered(inference_form_for(engine))?.to_bytes()?);
     Ok(engine.compile(&model, &CompileOptions { threads, ..CompileOptions::default() })?)
 }
 

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use limbeck_distill::data::Arrays;
-use limbeck_distill::{accuracy, form_for, predict};
+use limbeck_distill::{accuracy, inference_form_for, predict};
 use limbeck_graph::{Form, Graph};
 use limbeck_runtime::{CompileOptions, Engine, Model, Program};
 use limbeck_tensor::{Tensor, TensorMap};
@@ -12,7 +12,7 @@ pub const SCORE_BATCH: usize = 64;
 
 /// An inference program for a fixed batch.
 pub fn compile(graph: &Graph, engine: &dyn Engine, batch: usize) -> Result<Box<dyn Program>> {
-    let bytes = inference_graph(graph, form_for(engine), batch)?.to_bytes()?;
+    let bytes = inference_graph(graph, inference_form_for(engine), batch)?.to_bytes()?;
     Ok(engine.compile(&Model::new(bytes), &CompileOptions { threads: 1, ..CompileOptions::default() })?)
 }
 

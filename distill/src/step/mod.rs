@@ -49,9 +49,17 @@ impl Step {
     }
 }
 
-/// The form of graphs that an engine runs best: fused where it has the kernels.
+/// The form of train steps that an engine runs best: fused where it has the kernels.
 pub fn form_for(engine: &dyn Engine) -> Form {
     if engine.forms().contains(&limbeck_runtime::Form::Fused) { Form::Fused } else { Form::Portable }
+}
+
+/// The form of networks with constant weights that an engine runs best.
+pub fn inference_form_for(engine: &dyn Engine) -> Form {
+    match engine.inference_form() {
+        limbeck_runtime::Form::Fused => Form::Fused,
+        limbeck_runtime::Form::Portable => Form::Portable,
+    }
 }
 
 #[derive(Default)]

@@ -6,24 +6,14 @@
 
 use super::{FUSED_OPS, Form, lower_node};
 use crate::onnx::function::{self, Function};
-use crate::{Attr, Cx, Graph, GraphError, LIMBECK, Node, TensorType, Var};
+use crate::{Cx, Graph, GraphError, LIMBECK, Node, TensorType, Var};
 use bytes::Bytes;
-use indexmap::IndexMap;
 use limbeck_tensor::DType;
 use std::collections::HashMap;
 
-/// What a function's body depends on.
-#[derive(PartialEq)]
-struct Case {
-    op: String,
-    attrs: IndexMap<String, Attr>,
-    operands: Vec<Option<TensorType>>,
-    results: usize,
-}
-
 /// Defines every own op of a lowered graph.
 pub(super) fn define(graph: &mut Graph) -> Result<(), GraphError> {
-    let mut cases: Vec<Case> = vec![];
+    let mut numbers: HashMap<String, usize> = HashMap::new();
     for id in graph.node_ids() {
         let node = graph.node(id);
         if node.domain != LIMBECK || !FUSED_OPS.contains(&node.op.as_str()) {
@@ -31,15 +21,18 @@ pub(super) fn define(graph: &mut Graph) -> Result<(), GraphError> {
         }
         // Absent operands at the end are no parameters of the function.
         let present = node.inputs.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
-        let operands = node.inputs[..present].iter().map(|v| v.and_then(|v| graph.ty(v).cloned())).collect();
-        let case = Case { op: node.op.clone(), attrs: node.attrs.clone(), operands, results: node.outputs.len() };
-        let number = match cases.iter().position(|known| *known == case) {
-            Some(number) => number,
+        let operands: Vec<Option<TensorType>> =
+            node.inputs[..present].iter().map(|v| v.and_then(|v| graph.ty(v).cloned())).collect();
+        // What the body depends on, in print.
+        let case = format!("{} {:?} {operands:?} {}", node.op, node.attrs, node.outputs.len());
+        let number = match numbers.get(&case) {
+            Some(&number) => number,
             None => {
-                let body = body(node, &case, &graph.label(id), cases.len())?;
+                let number = numbers.len();
+                let body = body(node, &operands, &graph.label(id), number)?;
                 graph.meta.functions.push(body);
-                cases.push(case);
-                cases.len() - 1
+                numbers.insert(case, number);
+                number
             }
         };
         let node = graph.node_mut(id);
@@ -49,8 +42,8 @@ pub(super) fn define(graph: &mut Graph) -> Result<(), GraphError> {
     Ok(())
 }
 
-/// The encoded function of a case, `node` being one of it.
-fn body(node: &Node, case: &Case, label: &str, number: usize) -> Result<Bytes, GraphError> {
+/// The encoded function for a node with operands of these types.
+fn body(node: &Node, types: &[Option<TensorType>], label: &str, number: usize) -> Result<Bytes, GraphError> {
     let fail = |reason: String| GraphError::Node { node: label.into(), op: node.full_op(), reason };
     let cx = Cx::new(&node.op, DType::F32);
     let operand = |(i, ty): (usize, &Option<TensorType>)| match ty {
@@ -60,7 +53,7 @@ fn body(node: &Node, case: &Case, label: &str, number: usize) -> Result<Bytes, G
         },
         None => Err(fail(format!("operand {i} is left out or has no type"))),
     };
-    let operands = case.operands.iter().enumerate().map(operand).collect::<Result<Vec<Option<Var<'_>>>, _>>()?;
+    let operands = types.iter().enumerate().map(operand).collect::<Result<Vec<Option<Var<'_>>>, _>>()?;
     let results = lower_node(&cx, node, &operands, Form::Portable);
     let results = results.ok_or_else(|| fail("has no form in standard ops".into()))?;
     results.iter().enumerate().for_each(|(i, &result)| cx.output(&format!("result{i}"), result));

@@ -92,6 +92,11 @@ impl Engine for Ort {
         &[Form::Portable, Form::Fused]
     }
 
+    /// It lays constant weights out anew for its own convolutions.
+    fn inference_form(&self) -> Form {
+        Form::Portable
+    }
+
     fn compile(&self, model: &Model, options: &CompileOptions) -> Result<Box<dyn Program>, RuntimeError> {
         options.check(NAME)?;
         guarded(NAME, "compile the model", || {

@@ -41,6 +41,10 @@ impl Engine for Tract {
         &[Form::Portable, Form::Fused]
     }
 
+    fn inference_form(&self) -> Form {
+        Form::Fused
+    }
+
     fn compile(&self, model: &Model, options: &CompileOptions) -> Result<Box<dyn Program>, RuntimeError> {
         if options.device != Device::Cpu {
             let what = format!("{:?}; it runs on the CPU only", options.device);
