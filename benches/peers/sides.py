@@ -56,7 +56,7 @@ def floor(threads):
 
 
 def build(peers):
-    commands = [["cargo", "build", "--release", "--example", "peer_step"]]
+    commands = [["cargo", "build", "--release", "--workspace", "--example", "peer_step"]]
     for name in {"candle", "burn"} & set(peers):
         commands.append(["cargo", "build", "--release", "--manifest-path", HERE / "rust/Cargo.toml", "--bin", name])
     for command in commands:
