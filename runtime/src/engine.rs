@@ -145,7 +145,7 @@ pub trait Engine: Send + Sync {
     /// The forms of train steps that it has the operators for.
     fn forms(&self) -> &'static [Form];
 
-    /// The form in which it runs networks best whose weights are constants.
+    /// The form in which it is given networks whose weights are constants.
     fn inference_form(&self) -> Form;
 
     /// Loads, checks and optimises a model.

@@ -1,5 +1,4 @@
 //! ONNX's node tests: reading them, and those that are known to fail on an engine.
-#![allow(dead_code)] // each user has its part
 
 use limbeck::graph::{Graph, read_tensor_proto};
 use limbeck::tensor::{DType, Tensor, map_file};

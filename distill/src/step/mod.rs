@@ -54,7 +54,7 @@ pub fn form_for(engine: &dyn Engine) -> Form {
     if engine.forms().contains(&limbeck_runtime::Form::Fused) { Form::Fused } else { Form::Portable }
 }
 
-/// The form of networks with constant weights that an engine runs best.
+/// The form in which an engine is given networks with constant weights.
 pub fn inference_form_for(engine: &dyn Engine) -> Form {
     match engine.inference_form() {
         limbeck_runtime::Form::Fused => Form::Fused,

@@ -2,7 +2,7 @@
 //! runtime without kernels for them runs the very same file.
 //!
 //! The portable lowering depends on attributes and shapes, so an op has a function for each combination that occurs,
-//! told apart by its overload.
+//! told apart by its overload (in files by a number in the op's type).
 
 use super::{FUSED_OPS, Form, lower_node};
 use crate::onnx::function::{self, Function};

@@ -39,13 +39,12 @@ impl Layout {
         let mut strides = vec![vec![]; operands.len()];
         for (axis, &extent) in shape.iter().enumerate().filter(|(_, extent)| **extent != 1) {
             let joins = |(merged, own): (&Strides, &Strides)| merged.last() == Some(&(own[axis] * extent));
-            if !dims.is_empty() && strides.iter().zip(operands).all(joins) {
-                *dims.last_mut().expect("just seen") *= extent;
-                strides.iter_mut().zip(operands).for_each(|(s, own)| *s.last_mut().expect("as dims") = own[axis]);
-            } else {
-                dims.push(extent);
-                strides.iter_mut().zip(operands).for_each(|(s, own)| s.push(own[axis]));
+            let merged = if strides.iter().zip(operands).all(joins) { dims.pop() } else { None };
+            if merged.is_some() {
+                strides.iter_mut().for_each(|s| s.truncate(dims.len()));
             }
+            dims.push(merged.unwrap_or(1) * extent);
+            strides.iter_mut().zip(operands).for_each(|(s, own)| s.push(own[axis]));
         }
         while dims.len() < 2 {
             dims.insert(0, 1);

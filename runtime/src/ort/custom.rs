@@ -36,7 +36,7 @@ use std::{
     },
 };
 
-/// Operators that ONNX Runtime computes faster by itself: the functions of the file stand for them.
+/// Operators that are left to ONNX Runtime's own: the functions of the file stand for them.
 const BY_FUNCTION: &[&str] = &["FusedMatMul"];
 
 /// The domain with the operators of one model. Its sessions point into it, so it must outlive them.
