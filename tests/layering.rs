@@ -11,11 +11,12 @@ use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, Package};
 /// The workspace's layers, lowest first: a crate may depend on those named and on whatever they may depend on.
 const LAYERS: &[(&str, &[&str])] = &[
     ("limbeck-tensor", &[]),
+    ("limbeck-plan", &[]),
     ("limbeck-kernels", &[]),
     ("limbeck-targets", &[]),
-    ("limbeck-graph", &["limbeck-tensor"]),
+    ("limbeck-graph", &["limbeck-tensor", "limbeck-plan"]),
     ("limbeck-autodiff", &["limbeck-graph"]),
-    ("limbeck-runtime", &["limbeck-tensor", "limbeck-kernels", "limbeck-targets"]),
+    ("limbeck-runtime", &["limbeck-tensor", "limbeck-plan", "limbeck-kernels", "limbeck-targets"]),
     ("limbeck-exporters", &["limbeck-graph", "limbeck-runtime", "limbeck-targets"]),
     ("limbeck-distill", &["limbeck-autodiff", "limbeck-runtime", "limbeck-exporters"]),
     ("limbeck-device", &["limbeck-runtime"]),

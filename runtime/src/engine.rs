@@ -121,6 +121,17 @@ pub struct StateSpec {
     pub updated: bool,
 }
 
+/// Memory that the values of a program take in a run, by liveness. What kernels use beside values is not in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// The most bytes at one time: inputs, constants, state before and after the run, and what is computed.
+    pub peak: u64,
+    /// Bytes of constants and of state before the run, which are there throughout.
+    pub given: u64,
+    /// Values that get memory of their own in a run; the others take an operand's place.
+    pub allocations: usize,
+}
+
 /// What an engine is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EngineInfo {
@@ -175,6 +186,11 @@ pub trait Program: Send + Sync {
 
     /// What a run reads from and writes to the store.
     fn state(&self) -> &[StateSpec];
+
+    /// What a run takes, for engines that plan it themselves and shapes that are known before a run.
+    fn memory(&self) -> Option<Memory> {
+        None
+    }
 
     /// Runs once: reads state from the store, replaces the updated state and returns the other outputs by name.
     ///

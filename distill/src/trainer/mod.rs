@@ -76,6 +76,11 @@ impl Trainer {
         })
     }
 
+    /// What a run takes, where the engine plans it (see [`limbeck_runtime::Program::memory`]).
+    pub fn memory(&self) -> Option<limbeck_runtime::Memory> {
+        self.program.memory()
+    }
+
     /// Runs so far.
     pub fn step(&self) -> u64 {
         self.step

@@ -8,11 +8,12 @@ mod fuse;
 mod gather;
 mod merge;
 mod norm;
+mod pauses;
 pub(crate) mod plain;
 mod pool;
 mod primitive;
 mod product;
-mod schedule;
+mod recompute;
 #[cfg(test)]
 mod tests;
 mod window;
@@ -80,7 +81,11 @@ impl Graph {
         graph.merge_equal_nodes();
         graph.remove_dead();
         if form == Form::Fused {
+            graph.recompute();
             graph.fuse_maps()?;
+        }
+        graph.order_for_memory(&HashMap::new());
+        if form == Form::Fused {
             graph.meta.opsets.push((LIMBECK.into(), 1));
             functions::define(&mut graph)?;
         }

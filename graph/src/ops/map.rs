@@ -53,6 +53,11 @@ pub(crate) const ELEMENT_WISE: &[(&str, usize)] = &[
     ("Where", 3),
 ];
 
+/// Whether this operator of ai.onnx is one of them.
+pub(crate) fn is_element_wise(op: &str) -> bool {
+    ELEMENT_WISE.iter().any(|(name, _)| *name == op)
+}
+
 /// Operators of maps that reduce.
 pub(crate) const REDUCTIONS: &[&str] = &["ReduceMax", "ReduceMean", "ReduceSum"];
 

@@ -8,7 +8,7 @@ use crate::{
 };
 use limbeck_tensor::DType;
 use prost::Message;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use tract_onnx::{
     pb,
     prelude::{InferenceModelExt, TypedModel},
@@ -20,6 +20,8 @@ pub(super) struct Loaded {
     pub(super) model: TypedModel,
     pub(super) inputs: Vec<ValueSpec>,
     pub(super) outputs: Vec<ValueSpec>,
+    /// Where each node of the file stands, by the names that it may have here.
+    pub(super) places: HashMap<String, usize>,
 }
 
 pub(super) fn load(model: &Model) -> Result<Loaded, RuntimeError> {
@@ -53,6 +55,11 @@ pub(super) fn load(model: &Model) -> Result<Loaded, RuntimeError> {
         return Err(refuse(format!("nothing computes the output `{}`", lost.name)));
     }
 
+    let named = |(place, node): (usize, &pb::NodeProto)| {
+        let names: Vec<String> = node.output.iter().chain([&node.name]).filter(|n| !n.is_empty()).cloned().collect();
+        names.into_iter().map(move |name| (name, place))
+    };
+    let places = graph.node.iter().enumerate().flat_map(named).collect();
     let folder = model.folder.as_ref().map(|f| f.to_str().ok_or_else(|| refuse(format!("{f:?} is not UTF-8"))));
     let parsed = onnx.parse(&proto, folder.transpose()?).map_err(|e| failed("read the model", e))?;
     if !parsed.unresolved_inputs.is_empty() {
@@ -65,7 +72,7 @@ pub(super) fn load(model: &Model) -> Result<Loaded, RuntimeError> {
         let fact = model.output_fact(i).map_err(|e| failed("read an output's shape", e))?;
         output.dims = fact.shape.iter().map(|d| d.to_usize().ok()).collect();
     }
-    Ok(Loaded { model, inputs, outputs })
+    Ok(Loaded { model, inputs, outputs, places })
 }
 
 /// Gives nodes of Limbeck's own operators the types that are in tract's table.

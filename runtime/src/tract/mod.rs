@@ -6,6 +6,7 @@ mod ops;
 mod optimise;
 mod pool;
 mod program;
+mod schedule;
 
 use crate::{
     Form, RuntimeError,

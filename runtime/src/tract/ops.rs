@@ -17,7 +17,7 @@ pub(super) fn register(table: &mut OnnxOpRegister) {
 
 /// An operator with its number of operands and results.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Fused {
+pub(super) struct Fused {
     op: FusedOp,
     operands: usize,
     results: usize,
@@ -54,6 +54,17 @@ fn parse(_: &ParsingContext, node: &NodeProto) -> TractResult<(Box<dyn Inference
 impl Fused {
     fn shapes(&self, operands: &[&[TDim]]) -> TractResult<Vec<Vec<TDim>>> {
         Ok(self.op.output_shapes(operands)?)
+    }
+
+    /// Pairs of an operand and a result that may lie in its memory, in the order in which [`EvalOp::eval`] takes them.
+    pub(super) fn in_place(&self, operands: &[&TypedFact]) -> TractResult<Vec<(usize, usize)>> {
+        let shapes: Option<Vec<&[usize]>> = operands.iter().map(|fact| fact.shape.as_concrete()).collect();
+        let Some(shapes) = shapes else { return Ok(vec![]) };
+        let mut pairs = vec![];
+        for (i, _) in operands.iter().enumerate().filter(|(_, fact)| fact.datum_type == f32::datum_type()) {
+            pairs.extend(self.op.in_place(&shapes, i)?.into_iter().map(|j| (i, j)));
+        }
+        Ok(pairs)
     }
 
     /// Writes the results with the threads of the plan that runs.
@@ -118,7 +129,7 @@ impl Op for Fused {
 impl EvalOp for Fused {
     op_out_of_plan!();
 
-    fn eval(&self, _: &EvalContext, mut inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+    fn eval(&self, cx: &EvalContext, mut inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
         let shapes: Vec<TVec<usize>> = inputs.iter().map(|t| t.shape().into()).collect();
         let shapes: Vec<&[usize]> = shapes.iter().map(|s| &s[..]).collect();
         let wanted = self.op.output_shapes(&shapes)?;
@@ -136,7 +147,7 @@ impl EvalOp for Fused {
             }
         }
         let filled = results.into_iter().zip(&wanted);
-        let filled = filled.map(|(r, shape)| r.map_or_else(|| pool::tensor(shape), Ok));
+        let filled = filled.map(|(r, shape)| r.map_or_else(|| pool::tensor(shape, cx.node_id), Ok));
         let mut results = filled.collect::<TractResult<Vec<_>>>()?;
         let operands = (inputs.iter().zip(&shapes).zip(lent))
             .map(|((value, shape), lent)| match lent {
@@ -146,7 +157,7 @@ impl EvalOp for Fused {
             .collect::<TractResult<Vec<_>>>()?;
         self.compute(&operands, &mut results)?;
         drop(operands);
-        inputs.into_iter().for_each(pool::keep);
+        pool::keep(inputs, cx.node_id);
         Ok(results.into_iter().map(|result| result.into_tvalue()).collect())
     }
 }

@@ -6,10 +6,11 @@ use super::{
     failed,
     load::Loaded,
     pool::{self, Pool},
+    schedule::{self, Planned},
 };
 use crate::{
     RuntimeError,
-    engine::{Program, StatePair, StateSpec, ValueSpec, guarded},
+    engine::{Memory, Program, StatePair, StateSpec, ValueSpec, guarded},
     signature::{Argument, Signature, Slot},
     store::{StateStore, StateValue},
 };
@@ -21,7 +22,6 @@ use std::{
 use tract_linalg::multithread::Executor;
 use tract_onnx::{
     prelude::{RunOptions, TValue, TVec, TypedSimplePlan},
-    tract_core::plan::SimplePlan,
     tract_hir::internal::{SymbolValues, TDim},
 };
 
@@ -29,6 +29,7 @@ pub(super) struct TractProgram {
     plan: Arc<TypedSimplePlan>,
     signature: Signature,
     executor: Executor,
+    memory: Option<Memory>,
     pool: Mutex<Pool>,
 }
 
@@ -37,9 +38,9 @@ impl TractProgram {
     pub(super) fn new(loaded: Loaded, state: &[StatePair], executor: Executor) -> Result<TractProgram, RuntimeError> {
         let signature = Signature::new(NAME, loaded.inputs, loaded.outputs, state)?;
         let options = RunOptions { executor: Some(executor.clone()), ..RunOptions::default() };
-        let plan =
-            SimplePlan::new_with_options(loaded.model, &options).map_err(|e| failed("order the model's nodes", e))?;
-        Ok(TractProgram { plan, signature, executor, pool: Mutex::default() })
+        let is_state = |input: &str| state.iter().any(|pair| pair.input == input);
+        let Planned { plan, memory, room } = schedule::plan(loaded.model, &loaded.places, &is_state, &options)?;
+        Ok(TractProgram { plan: Arc::new(plan), signature, executor, memory, pool: Mutex::new(Pool::new(room)) })
     }
 
     /// Runs the plan; with threads inside their pool, so that the caller's thread waits and does not share a processor with
@@ -97,6 +98,10 @@ impl Program for TractProgram {
 
     fn state(&self) -> &[StateSpec] {
         &self.signature.state
+    }
+
+    fn memory(&self) -> Option<Memory> {
+        self.memory
     }
 
     fn run(&self, store: &mut StateStore, feeds: &[(&str, &Tensor)]) -> Result<TensorMap, RuntimeError> {

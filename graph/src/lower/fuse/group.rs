@@ -1,6 +1,7 @@
 //! Grouping: which nodes become one map.
 
 use super::element::{Element, element, is_row, kept};
+use crate::lower::pauses::Pauses;
 use crate::{Graph, NodeId, ValueId};
 use std::collections::{HashMap, HashSet};
 
@@ -43,6 +44,7 @@ struct Work {
     elements: Vec<Option<Element>>,
     /// Which nodes are a `Where`.
     chooses: Vec<bool>,
+    pauses: Pauses,
     /// Positions of the nodes that a node's operands come from.
     sources: Vec<Vec<usize>>,
     /// Which group a node is in; every node is in one.
@@ -72,7 +74,7 @@ impl Work {
         let groups = elements.iter().enumerate().map(alone).collect();
         let group_of = (0..nodes.len()).collect();
         let chooses = nodes.iter().map(|&id| graph.node(id).is("", "Where")).collect();
-        Work { nodes, elements, chooses, sources, group_of, groups, producer }
+        Work { nodes, elements, chooses, pauses: Pauses::new(graph), sources, group_of, groups, producer }
     }
 
     /// Lets a node join the groups of its operands, the latest first.
@@ -83,7 +85,7 @@ impl Work {
         for at in (0..self.sources[node].len()).rev() {
             let source = self.sources[node][at];
             let (own, other) = (self.group_of[node], self.group_of[source]);
-            if self.elements[source].is_none() || own == other {
+            if self.elements[source].is_none() || own == other || self.pauses.is_long(source, node) {
                 continue;
             }
             let Some(joint) = self.joint(own, other) else { continue };

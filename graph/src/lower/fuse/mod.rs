@@ -4,7 +4,8 @@
 //! Nodes join a group when they walk through the same extents, reduce over the same axes and no path leads out of the
 //! group and back. What was reduced may be used within the group only if rows are reduced (the last axis), where a kernel
 //! has the whole row at hand: a softmax or a layer normalisation is one map; batch statistics are the result of one map
-//! and an operand of the next.
+//! and an operand of the next. A node joins none that ran long before it: the backward pass would else be partly computed in
+//! the forward pass, and kept.
 
 mod element;
 mod emit;
@@ -19,7 +20,7 @@ impl Graph {
         let mut places: HashMap<NodeId, usize> = self.node_ids().into_iter().zip(0..).collect();
         let groups = group::groups(self);
         emit::emit(self, groups, &mut places);
-        self.sort_nodes(&places);
+        self.order_for_memory(&places);
         self.remove_dead();
         self.verify()
     }

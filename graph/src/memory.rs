@@ -1,0 +1,121 @@
+//! The memory of a graph's values over time: how much they take at one time, and the order of nodes that takes the least.
+
+use crate::{Graph, GraphError, Node, NodeId, ValueId};
+use limbeck_plan::{Task, Work};
+use std::collections::HashMap;
+
+/// What a run of a graph takes, node after node in the graph's order, by liveness: a value takes memory from the node that
+/// makes it to the last that reads it, and a value-by-value operator writes over an operand that nothing else needs.
+/// What engines use beside values (packed operands, columns of convolutions) is not in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// The most bytes at one time, all included.
+    pub peak_bytes: u64,
+    /// Bytes of constants and of inputs that are not fed, which are there throughout.
+    pub given_bytes: u64,
+    /// Name and operator of the node that runs at the peak; `None` for a graph without nodes.
+    pub at: Option<(String, String)>,
+    /// The other values that live at the peak, with their bytes, the largest first.
+    pub live: Vec<(String, u64)>,
+    /// Values that get memory of their own in a run; the others take an operand's place.
+    pub allocations: usize,
+}
+
+/// Operators whose result is their first operand in another shape.
+const VIEWS: &[&str] = &["Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"];
+
+impl Graph {
+    /// What a run takes. The inputs `fed` are given back once nothing needs them, the others are kept by someone else.
+    ///
+    /// # Errors
+    /// A value without a concrete shape, by name.
+    pub fn memory_plan(&self, fed: &[&str]) -> Result<MemoryPlan, GraphError> {
+        for id in self.nodes().flat_map(|(_, node)| node.outputs.iter().flatten()).chain(&self.inputs) {
+            self.shape(*id)?;
+        }
+        let (work, nodes, values) = self.work(&HashMap::new(), fed);
+        let usage = work.usage(&(0..nodes.len()).collect::<Vec<_>>());
+        let mut live: Vec<(String, u64)> =
+            usage.live.iter().map(|&v| (self.name_of(values[v]).to_owned(), work.bytes(v))).collect();
+        live.sort_by(|a, b| (b.1, &a.0).cmp(&(a.1, &b.0)));
+        let named = |id: NodeId| (self.label(id), self.node(id).op.clone());
+        Ok(MemoryPlan {
+            peak_bytes: usage.peak,
+            given_bytes: usage.given,
+            at: usage.at.map(|task| named(nodes[task])),
+            live,
+            allocations: usage.allocations,
+        })
+    }
+
+    /// Orders the nodes so that each follows what it reads and the peak of [`Graph::memory_plan`] is low; otherwise by
+    /// `places`, and without one by where they stand.
+    pub(crate) fn order_for_memory(&mut self, places: &HashMap<NodeId, usize>) {
+        let (work, nodes, _) = self.work(places, &[]);
+        // Nodes in a circle stay as they are; the verifier names them.
+        if let Some((order, _)) = work.ordered() {
+            self.set_order(order.into_iter().map(|task| nodes[task]).collect());
+        }
+    }
+
+    /// The graph as tasks, in the order of its nodes, with the node of each task and the value of each of its values.
+    fn work(&self, places: &HashMap<NodeId, usize>, fed: &[&str]) -> (Work, Vec<NodeId>, Vec<ValueId>) {
+        let mut work = Work::default();
+        let (mut numbers, mut values) = (HashMap::new(), vec![]);
+        let mut add = |work: &mut Work, id: ValueId| {
+            *numbers.entry(id).or_insert_with(|| {
+                values.push(id);
+                match self.producer(id) {
+                    Some(_) => work.made(self.bytes_of(id)),
+                    None if fed.contains(&self.name_of(id)) => work.fed(self.bytes_of(id)),
+                    None => work.given(self.bytes_of(id)),
+                }
+            })
+        };
+        let nodes = self.node_ids();
+        for (place, &id) in nodes.iter().enumerate() {
+            let node = self.node(id);
+            let reads = node.operands().map(|v| add(&mut work, v)).collect();
+            let writes = node.outputs.iter().flatten().map(|&v| add(&mut work, v)).collect();
+            let in_place = self.in_place(node).into_iter();
+            let in_place = in_place.map(|(a, b)| (add(&mut work, a), add(&mut work, b))).collect();
+            let place = places.get(&id).copied().unwrap_or(place);
+            work.task(Task { reads, writes, scratch: 0, in_place, place });
+        }
+        for &output in &self.outputs {
+            let number = add(&mut work, output);
+            work.result(number);
+        }
+        for &input in &self.inputs {
+            add(&mut work, input);
+        }
+        (work, nodes, values)
+    }
+
+    fn bytes_of(&self, id: ValueId) -> u64 {
+        let bytes = self.ty(id).and_then(|ty| ty.dtype.byte_len(ty.concrete()?.iter().product()));
+        bytes.unwrap_or(0) as u64
+    }
+
+    /// Operands in whose place results may lie.
+    fn in_place(&self, node: &Node) -> Vec<(ValueId, ValueId)> {
+        let outputs: Vec<ValueId> = node.outputs.iter().flatten().copied().collect();
+        let operands: Vec<ValueId> = node.operands().collect();
+        let whole = |a: &ValueId, b: &ValueId| self.ty(*a).is_some() && self.ty(*a) == self.ty(*b);
+        let standard = node.domain_or_default().is_empty();
+        match (operands.first(), outputs.first()) {
+            (Some(&operand), Some(&output)) if standard && VIEWS.contains(&node.op.as_str()) => vec![(operand, output)],
+            _ if node.is(crate::LIMBECK, "Map") || (standard && crate::ops::map::is_element_wise(&node.op)) => {
+                // A result that is smaller than the widest operand is a reduction.
+                let widest = operands.iter().chain(&outputs).map(|&v| self.bytes_of(v)).max().unwrap_or(0);
+                let fits = |a: &ValueId, b: &ValueId| whole(a, b) && self.bytes_of(*b) == widest;
+                operands
+                    .iter()
+                    .flat_map(|&a| outputs.iter().map(move |&b| (a, b)))
+                    .filter(|(a, b)| fits(a, b))
+                    .collect()
+            }
+            _ => vec![],
+        }
+    }
+}
