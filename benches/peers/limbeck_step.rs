@@ -50,6 +50,7 @@ fn time(case: &common::Case, engine_name: &str, threads: usize, steps: usize) ->
     let step = common::lowered(&common::train_step(case)?, engine)?;
     let mut trainer = Trainer::new(engine, &step, &options, 0)?;
     let ready = start.elapsed().as_secs_f64() * 1e3;
+    let ready_mb = peak_mb();
     let batch = common::batch(case)?;
     let mut losses = vec![];
     let mut times = vec![];
@@ -62,7 +63,7 @@ fn time(case: &common::Case, engine_name: &str, threads: usize, steps: usize) ->
     timed.sort_by(f64::total_cmp);
     Ok(json!({
         "ms": timed[timed.len() / 2], "peak_mb": peak_mb(), "losses": losses,
-        "parameters": case.net.parameter_count(), "ready_ms": ready,
+        "parameters": case.net.parameter_count(), "ready_ms": ready, "ready_peak_mb": ready_mb,
     }))
 }
 

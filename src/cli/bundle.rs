@@ -98,7 +98,7 @@ fn write(args: &Write, json: bool) -> Result<bool> {
                 entry.shape
             );
         }
-        let predicted_bytes = step.predicted_bytes();
+        let predicted_bytes = step.memory_plan()?.peak_bytes;
         steps.push(StepContents { form: kind, onnx: step.bytes()?, manifest: step.manifest, predicted_bytes });
     }
     let mut graph = net.graph().clone();

@@ -35,7 +35,7 @@ pub fn write(folder: &Path, c: &Compressed, p: &Prepared, engine: &dyn Engine, s
         steps.push(StepContents {
             form: kind,
             onnx: step.bytes()?,
-            predicted_bytes: step.predicted_bytes(),
+            predicted_bytes: step.memory_plan()?.peak_bytes,
             manifest: step.manifest,
         });
     }

@@ -6,7 +6,7 @@ mod seal;
 pub use minimise::{GradOptions, Group};
 
 use crate::{DistillError, Net, Outputs, ParamSet, Training};
-use limbeck_graph::{Cx, Form, Graph, ValueId, Var};
+use limbeck_graph::{Cx, Form, Graph, MemoryPlan, ValueId, Var};
 use limbeck_runtime::{
     Distribution, Engine, Model, NoiseEntry, ScalarEntry, StateEntry, StateRole, StepManifest, TensorEntry,
 };
@@ -33,14 +33,19 @@ impl Step {
         Ok(self.manifest.model(self.bytes()?))
     }
 
-    /// An upper bound of a run's memory in bytes: parameters, optimiser state and averages twice (before and after), and
-    /// every intermediate value at once.
-    pub fn predicted_bytes(&self) -> u64 {
-        let roles = [StateRole::Parameter, StateRole::Optimiser, StateRole::Average];
-        let state: usize = roles.iter().map(|&r| self.manifest.state_bytes(r)).sum();
-        let of = |ty: &limbeck_graph::TensorType| ty.dtype.byte_len(ty.concrete()?.iter().product());
-        let values: usize = self.graph.value_ids().filter_map(|v| of(self.graph.ty(v)?)).sum();
-        (2 * state + values) as u64
+    /// The inputs that are fed at every run: batch, scalars and noise.
+    pub fn fed(&self) -> Vec<&str> {
+        let m = &self.manifest;
+        let names = m.batch.iter().map(|e| &e.name).chain(m.scalars.iter().map(|e| &e.name));
+        names.chain(m.noise.iter().map(|e| &e.name)).map(String::as_str).collect()
+    }
+
+    /// What a run takes (see [`Graph::memory_plan`]).
+    ///
+    /// # Errors
+    /// A value without a concrete shape, by name.
+    pub fn memory_plan(&self) -> Result<MemoryPlan, DistillError> {
+        Ok(self.graph.memory_plan(&self.fed())?)
     }
 
     /// The ONNX file.

@@ -127,6 +127,8 @@ impl Ort {
             .with_intra_op_spinning(options.spin)?
             .with_inter_op_spinning(false)?
             .with_deterministic_compute(true)?
+            // With it the library keeps the memory of its first run beside the block that all later ones use.
+            .with_memory_pattern(false)?
             .with_config_entry("session.model_external_initializers_file_folder_path", folder.to_string_lossy())?
             .with_config_entry("session.disable_cpu_ep_fallback", no_fallback)?
             .with_execution_providers(providers(options))?)
