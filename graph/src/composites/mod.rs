@@ -46,6 +46,7 @@ const TABLE: &[(&str, ComposeFn)] = &[
     ("ReverseSequence", place::reverse_sequence),
     ("Col2Im", place::col2im),
     ("Compress", place::compress),
+    ("Unique", place::unique),
     ("TensorScatter", place::tensor_scatter),
 ];
 

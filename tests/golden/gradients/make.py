@@ -265,6 +265,14 @@ def compress(a, x, condition):
     return x.flatten()[kept] if "axis" not in a else x.index_select(a["axis"], kept)
 
 
+def unique(a, x):
+    """The distinct values, put back where they came from: all take the first of their equals."""
+    x, axis = (x, a["axis"]) if "axis" in a else (x.flatten(), 0)
+    slices = x.movedim(axis, 0).flatten(1) if x.dim() > 1 else x[:, None]
+    kind = torch.unique(slices, dim=0, return_inverse=True)[1]
+    return x.index_select(axis, torch.stack([(kind == k).nonzero()[0, 0] for k in kind]))
+
+
 def tensor_scatter(a, cache, update, start=None):
     axis = a.get("axis", -2)
     cache, update = cache.movedim(axis, 1), update.movedim(axis, 1)
@@ -730,6 +738,7 @@ REFERENCES = {
     "CenterCropPad": center_crop_pad,
     "Col2Im": col2im,
     "Compress": compress,
+    "Unique": unique,
     "TensorScatter": tensor_scatter,
     **{kind: recurrent(kind) for kind in ["LSTM", "GRU", "RNN"]},
     "Reshape": lambda a, x, shape: x.reshape(shape.tolist()),
