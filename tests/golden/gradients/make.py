@@ -859,6 +859,17 @@ def transformer(x, scale1, bias1, qkv, out, scale2, bias2, w1, b1, w2, b2):
     return output, output.square().mean()
 
 
+def branching(sign):
+    """A branch of the two that is taken as `sign * sum(x)` is positive or not; the other has no finite values there."""
+
+    def function(x, w, b):
+        h, total = x @ w, sign * x.sum()
+        output = h.square() * total.sqrt() + b if total > 0 else h.tanh() * torch.log(-total) / (1 - b.square())
+        return output, output.square().mean()
+
+    return function
+
+
 def networks():
     rng = np.random.default_rng(7)
     tensors = lambda **shapes: {k: grid(rng, s, -1.0, 1.0) for k, s in shapes.items()}
@@ -878,6 +889,9 @@ def networks():
             ),
             rng,
         ),
+        # x sums to more than 0.
+        "then_branch": network(branching(1), {"x": grid(rng, [3, 2], 0.25, 1.0), **tensors(w=[2, 4], b=[4])}, rng),
+        "else_branch": network(branching(-1), {"x": grid(rng, [3, 2], 0.25, 1.0), **tensors(w=[2, 4], b=[4])}, rng),
     }
 
 
