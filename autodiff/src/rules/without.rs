@@ -112,5 +112,4 @@ pub const NON_DIFFERENTIABLE: &[(&str, Without)] = &[
     ("Loop", ControlFlow),
     ("Scan", ControlFlow),
     ("SequenceMap", ControlFlow),
-    ("MaxRoiPool", NotYet),
 ];

@@ -34,6 +34,7 @@ const TABLE: &[(&str, ComposeFn)] = &[
     ("GridSample", sample::grid_sample),
     ("AffineGrid", sample::affine_grid),
     ("RoiAlign", region::roi_align),
+    ("MaxRoiPool", region::max_roi_pool),
     ("DeformConv", region::deform_conv),
     ("Attention", attention::attention),
     ("RotaryEmbedding", attention::rotary),

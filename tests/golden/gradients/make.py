@@ -316,6 +316,25 @@ def roi_align(a, x, rois, image):
     return torch.cat(found)
 
 
+def max_roi_pool(a, x, rois):
+    """The first of the greatest elements of each bin; bins are cut in float32, as ONNX Runtime cuts them."""
+    f32, scale = np.float32, np.float32(a.get("spatial_scale", 1.0))
+    away = lambda v: int(np.sign(v) * np.floor(np.abs(v) + f32(0.5)))
+    y = torch.zeros(len(rois), x.shape[1], *a["pooled_shape"])
+    for r, (image, *corners) in enumerate(rois.tolist()):
+        left, top, right, bottom = (away(f32(v) * scale) for v in corners)
+        axes = []
+        for low, high, bins, size in [(top, bottom, y.shape[2], x.shape[2]), (left, right, y.shape[3], x.shape[3])]:
+            step = f32(max(high - low + 1, 1)) / f32(bins)
+            edge = lambda i, to_integer: min(max(int(to_integer(f32(i) * step)) + low, 0), size)
+            axes.append([(edge(i, np.floor), edge(i + 1, np.ceil)) for i in range(bins)])
+        for i, j, c in itertools.product(range(y.shape[2]), range(y.shape[3]), range(x.shape[1])):
+            bin = x[int(image), c, slice(*axes[0][i]), slice(*axes[1][j])].flatten()
+            if len(bin):
+                y[r, c, i, j] = bin[int(np.argmax(bin.detach().numpy()))]
+    return y
+
+
 def deform_conv(a, x, w, offset, b=None, mask=None):
     groups, looks = a.get("group", 1), a.get("offset_group", 1)
     kh, kw = w.shape[2:]
@@ -727,6 +746,7 @@ REFERENCES = {
     "GridSample": grid_sample,
     "AffineGrid": lambda a, theta, size: F.affine_grid(theta, size.tolist(), bool(a.get("align_corners"))),
     "RoiAlign": roi_align,
+    "MaxRoiPool": max_roi_pool,
     "DeformConv": deform_conv,
     "Attention": attention,
     "RotaryEmbedding": rotary,
