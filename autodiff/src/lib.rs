@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod extents;
 mod rules;
 mod walk;
 

@@ -2,6 +2,7 @@
 //! every use and undoing broadcasts, so that rules need not.
 
 use crate::GradError;
+use crate::extents::unbroadcast;
 use crate::rules::{self, Rule, Without};
 use limbeck_graph::{Cx, Graph, LIMBECK, Node, NodeId, ValueId, Var};
 use std::collections::{HashMap, HashSet};
@@ -79,7 +80,7 @@ impl Differentiate for Cx {
                 if let (Some(input), Some(grad)) = (input, grad)
                     && active.contains(input)
                 {
-                    accumulate(&mut grads, *input, unbroadcast(grad, &self.var(*input).shape()));
+                    accumulate(&mut grads, *input, unbroadcast(grad, self.var(*input), &node));
                 }
             }
         }
@@ -184,21 +185,4 @@ fn is_quantised(graph: &Graph, value: ValueId) -> bool {
 
 fn accumulate<'c>(grads: &mut HashMap<ValueId, Var<'c>>, id: ValueId, grad: Var<'c>) {
     grads.entry(id).and_modify(|g| *g = *g + grad).or_insert(grad);
-}
-
-/// Sums a gradient over the axes along which the operand was broadcast.
-fn unbroadcast<'c>(grad: Var<'c>, shape: &[usize]) -> Var<'c> {
-    let have = grad.shape();
-    if have == shape {
-        return grad;
-    }
-    let extra = have.len().saturating_sub(shape.len());
-    let leading: Vec<i64> = (0..extra as i64).collect();
-    let stretched: Vec<i64> = (0..shape.len())
-        .filter(|&i| shape[i] == 1 && have.get(extra + i).is_some_and(|&n| n != 1))
-        .map(|i| (extra + i) as i64)
-        .collect();
-    let axes: Vec<i64> = leading.iter().chain(&stretched).copied().collect();
-    let summed = if axes.is_empty() { grad } else { grad.sum_keep(&axes) };
-    if summed.shape() == shape { summed } else { summed.reshape(shape) }
 }

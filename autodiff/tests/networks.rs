@@ -5,7 +5,7 @@ mod common;
 
 use common::Feeds;
 use limbeck_autodiff::{Differentiate, GradError, compose};
-use limbeck_graph::{Attr, Cx, Graph, Node, Var};
+use limbeck_graph::{Attr, Capture, Cx, Graph, ImportOptions, Meta, Node, TensorType, Var};
 use limbeck_tensor::{DType, Tensor};
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, HashMap};
@@ -58,6 +58,51 @@ fn transformer<'c>(cx: &'c Cx, v: &Named<'c>) -> (Var<'c>, Var<'c>) {
     let x = v["x"] + linear(compose(cx, &node, &operands).unwrap()[0], "out");
     let wide = cx.op("Gelu", &[linear(norm(x, "scale2", "bias2"), "w1") + v["b1"]], &[]);
     let output = x + linear(wide, "w2") + v["b2"];
+    (output, output.square().mean(&[]))
+}
+
+/// A branch of [`switch`] as a subgraph: the result of `build` from `h`, `total` and `b`.
+fn branch(name: &str, build: impl for<'c> Fn([Var<'c>; 3]) -> Var<'c>) -> Graph {
+    let cx = Cx::new(name, DType::F64);
+    let operands = [("h", &[3, 4][..]), ("total", &[]), ("b", &[4])];
+    let operands = operands.map(|(name, shape)| cx.input(name, DType::F64, shape));
+    cx.output("y", build(operands));
+    let mut graph = cx.finish().unwrap();
+    graph.captures = graph.inputs.drain(..).map(|inner| Capture { inner, outer: inner }).collect();
+    graph.meta = Meta::default();
+    graph
+}
+
+/// `if total > 0 then sqrt(total) h² + b else log(-total) tanh(h) / (1 - b²)`, imported with both branches.
+fn switch() -> Graph {
+    let cx = Cx::new("switch", DType::F64);
+    let operands = [("h", &[3, 4][..]), ("total", &[]), ("b", &[4])];
+    let operands = operands.map(|(name, shape)| cx.input(name, DType::F64, shape));
+    let positive = operands[1].greater(cx.scalar(0.0));
+    cx.output("positive", positive);
+    let (positive, operands) = (positive.id(), operands.map(|v| v.id()));
+    let mut graph = cx.finish().unwrap();
+    let within = |mut branch: Graph| {
+        branch.captures.iter_mut().zip(operands).for_each(|(capture, outer)| capture.outer = outer);
+        Attr::Graph(Box::new(branch))
+    };
+    let then = branch("then", |[h, total, b]| h.square() * total.sqrt() + b);
+    let or_else = branch("else", |[h, total, b]| h.tanh() * (-total).ln() / (1.0 - b.square()));
+    let y = graph.add_value("y", Some(TensorType::new(DType::F64, &[3, 4])));
+    let node = Node::new("If", &[positive], &[y]).with("then_branch", within(then));
+    graph.add_node(node.with("else_branch", within(or_else)));
+    graph.outputs = vec![y];
+    let options = ImportOptions { both_branches: true, ..ImportOptions::default() };
+    assert_eq!(graph.import(&options).unwrap().selected, 1);
+    graph
+}
+
+/// The branch that is not taken has no finite values and no finite derivatives at these operands.
+fn branching<'c>(cx: &'c Cx, v: &Named<'c>, sign: f64) -> (Var<'c>, Var<'c>) {
+    let graph = switch();
+    let operands = [("h", v["x"].matmul(v["w"])), ("total", v["x"].sum(&[]) * sign), ("b", v["b"])];
+    let bind = operands.into_iter().map(|(name, v)| (graph.find(name).unwrap(), v)).collect();
+    let output = cx.inline_with(&graph, &bind, &mut compose).unwrap()[&graph.find("y").unwrap()];
     (output, output.square().mean(&[]))
 }
 
@@ -139,6 +184,12 @@ fn layer_normalisation_gelu_and_log_softmax_agree_with_torch() {
 #[test]
 fn a_transformer_block_agrees_with_torch() {
     check(transformer, "transformer");
+}
+
+#[test]
+fn an_open_if_agrees_with_torch_whichever_branch_is_taken() {
+    check(|cx, v| branching(cx, v, 1.0), "then_branch");
+    check(|cx, v| branching(cx, v, -1.0), "else_branch");
 }
 
 #[test]

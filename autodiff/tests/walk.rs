@@ -299,10 +299,13 @@ fn no_composition(node: Node, inputs: &[&[usize]]) -> String {
 fn forms_without_composition_say_why() {
     let node = |op: &str| Node::new(op, &[], &[]);
     let rois: &[&[usize]] = &[&[1, 1, 4, 4], &[2, 4], &[2]];
-    let cases: [(Node, &[&[usize]], &str); 9] = [
+    let pool = |rows: usize| node("MaxRoiPool").with("pooled_shape", vec![rows, 2]);
+    let cases: [(Node, &[&[usize]], &str); 11] = [
         (node("Resize"), &[&[2], &[2], &[1]], "its input 2 must be constant"),
         (node("RoiAlign"), rois, "sampling_ratio 0"),
         (node("RoiAlign").with("mode", "max"), rois, "mode 'max'"),
+        (pool(2), &[&[1, 1, 4, 4], &[2, 4]], "do not fit"),
+        (pool(0), &[&[1, 1, 4, 4], &[2, 5]], "positive"),
         (node("DFT").with("onesided", 1i64), &[&[3, 2]], "onesided"),
         (node("Det"), &[&[17, 17]], "17"),
         (node("Det"), &[&[2, 3]], "not square"),

@@ -26,13 +26,18 @@ pub(super) struct Args {
     /// Replace loops (Scan, Loop) of at most this many steps by their steps, so that they can be trained.
     #[arg(long, default_value_t = 0)]
     unroll: usize,
+    /// Replace an If whose condition stays open by both its branches and a selection of their results, so that it can be
+    /// trained.
+    #[arg(long)]
+    both_branches: bool,
 }
 
 pub(super) fn run(args: &Args, json: bool) -> Result<bool> {
     let mut graph = Graph::read(&args.model)?;
     let before = graph.node_count();
     let dims = tensors::parse_dims(&args.dims)?;
-    let mut options = ImportOptions { dims, unroll: args.unroll, ..ImportOptions::default() };
+    let (unroll, both_branches) = (args.unroll, args.both_branches);
+    let mut options = ImportOptions { dims, unroll, both_branches, ..ImportOptions::default() };
     for shape in &args.shapes {
         let (name, extents) =
             shape.split_once('=').with_context(|| format!("--shape {shape}: write NAME=1,3,224,224"))?;
@@ -54,7 +59,7 @@ pub(super) fn run(args: &Args, json: bool) -> Result<bool> {
         &json!({
             "written": args.out.display().to_string(), "nodes_before": before, "nodes_after": graph.node_count(),
             "inputs_fixed": report.fixed, "functions_inlined": report.functions, "nodes_folded": report.folded,
-            "branches_resolved": report.branches, "sequences_resolved": report.sequences, "loops_unrolled": report.loops, "nodes_removed": report.removed, "nodes_reworded": report.reworded, "nodes_with_subgraphs_left": open,
+            "branches_resolved": report.branches, "branches_selected": report.selected, "sequences_resolved": report.sequences, "loops_unrolled": report.loops, "nodes_removed": report.removed, "nodes_reworded": report.reworded, "nodes_with_subgraphs_left": open,
         }),
         json,
     );

@@ -4,11 +4,12 @@
 
 use super::elementwise::one;
 use super::{Grads, Rule, RuleFn};
+use crate::extents::{expanded, known, zeros};
 use limbeck_graph::ops::normalize_axis;
 use limbeck_graph::{Attr, LIMBECK, Var};
 
 pub(super) const RULES: &[(&str, RuleFn)] = &[
-    ("Gather", |r| one(gather_grad(r.x(1), r.g(), r.int("axis", 0), &r.x(0).shape()))),
+    ("Gather", |r| one(gathered(r.x(0), r.x(1), r.g(), r.int("axis", 0))?)),
     ("ai.limbeck::GatherGrad", |r| Ok(vec![None, Some(r.g().gather(r.x(0), r.int("axis", 0)))])),
     ("Slice", slice),
     ("Pad", pad),
@@ -39,8 +40,21 @@ fn hot_and_cold<'c>(r: &Rule<'_, 'c>) -> Var<'c> {
     (g.sum(&[]) - on).unsqueeze(&[0]).concat(&[on.unsqueeze(&[0])], 0)
 }
 
-fn zeros(like: Var<'_>) -> Var<'_> {
-    like.cx().full(0.0, like.dtype(), &like.shape())
+/// The gradient of taking slices of `x` at `indices` along `axis`.
+fn gathered<'c>(x: Var<'c>, indices: Var<'c>, g: Var<'c>, axis: i64) -> Result<Var<'c>, String> {
+    if let Some(shape) = known(x) {
+        return Ok(gather_grad(indices, g, axis, &shape));
+    }
+    // The axis in front, as ScatterND wants it, in `x` and in `g`, whose indices have several axes.
+    let (rank, many) = (x.rank(), indices.rank());
+    let axis = normalize_axis(axis, rank).map_err(|e| e.0)?;
+    let places = axis..axis + many;
+    let order: Vec<usize> = places.clone().chain((0..g.rank()).filter(|i| !places.contains(i))).collect();
+    let front: Vec<usize> = [axis].into_iter().chain((0..rank).filter(|&i| i != axis)).collect();
+    let back: Vec<usize> = (0..rank).map(|i| front.iter().position(|&f| f == i).unwrap_or(i)).collect();
+    let turned = |v: Var<'c>, order: &[usize]| if axis == 0 { v } else { v.transpose(order) };
+    let operands = [turned(zeros(x), &front), indices.unsqueeze(&[-1]), turned(g, &order)];
+    Ok(turned(x.cx().op("ScatterND", &operands, &[("reduction", "add".into())]), &back))
 }
 
 fn gather_grad<'c>(indices: Var<'c>, g: Var<'c>, axis: i64, shape: &[usize]) -> Var<'c> {
@@ -75,7 +89,7 @@ fn scatter<'c>(r: &Rule<'_, 'c>, take: &str, put: &str) -> Result<Grads<'c>, Str
         "none" => (r.wants(0).then(|| put(g, zeros(updates), "none")), r.wants(2).then(|| taken(g))),
         "add" => (Some(g), r.wants(2).then(|| taken(g))),
         "mul" => {
-            let ones = r.cx.full(1.0, x.dtype(), &x.shape());
+            let ones = expanded(r.cx.scalar_of(1.0, x.dtype()), x);
             let gx = r.wants(0).then(|| g * put(ones, updates, "mul"));
             // Each update gets the product of all others: that of those other than 0 over its own, where no other is 0.
             let others = || {
@@ -186,6 +200,9 @@ fn padded_from(mode: &str, extent: usize, (before, after): (i64, i64)) -> Result
 
 /// Index tuples `[batch..., ..., depth]` with their own place in the first `batch_dims` axes put in front.
 fn unbatched(indices: Var<'_>, batch_dims: i64) -> Result<Var<'_>, String> {
+    if batch_dims == 0 {
+        return Ok(indices);
+    }
     let shape = indices.shape();
     let batch = usize::try_from(batch_dims).ok().filter(|&n| n < shape.len()).ok_or("batch_dims is out of range")?;
     let lead = &shape[..shape.len() - 1];
@@ -197,5 +214,5 @@ fn unbatched(indices: Var<'_>, batch_dims: i64) -> Result<Var<'_>, String> {
         indices.cx().ints(&places).cast(indices.dtype()).reshape(&column).expand(&wide)
     });
     let tuple: Vec<Var<'_>> = places.chain([indices]).collect();
-    Ok(if batch == 0 { indices } else { tuple[0].concat(&tuple[1..], -1) })
+    Ok(tuple[0].concat(&tuple[1..], -1))
 }

@@ -14,6 +14,7 @@ mod without;
 
 pub use without::{NON_DIFFERENTIABLE, Without};
 
+use crate::extents::zeros;
 use crate::{COMPOSITES, GradError};
 use limbeck_graph::{Cx, Node, ValueId, Var};
 use std::collections::HashSet;
@@ -67,10 +68,7 @@ impl<'r, 'c> Rule<'r, 'c> {
 
     /// Gradient of output 0; zeros when only another output carries one.
     pub(crate) fn g(&self) -> Var<'c> {
-        self.grads.first().copied().flatten().unwrap_or_else(|| {
-            let y = self.y(0);
-            self.cx.full(0.0, y.dtype(), &y.shape())
-        })
+        self.grads.first().copied().flatten().unwrap_or_else(|| zeros(self.y(0)))
     }
 
     /// Gradient of output `i`, when it has one.

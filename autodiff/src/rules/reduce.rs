@@ -3,12 +3,13 @@
 use super::elementwise::one;
 use super::index::scatter_add;
 use super::{Grads, Rule, RuleFn, reshaped};
+use crate::extents::{expanded, known, shape_of};
 use limbeck_graph::ops::normalize_axis;
-use limbeck_graph::{Attr, Var};
+use limbeck_graph::{Attr, OpError, Var};
 
 pub(super) const RULES: &[(&str, RuleFn)] = &[
     ("ReduceSum", |r| reduce(r, |v| v.spread(v.g))),
-    ("ReduceMean", |r| reduce(r, |v| v.spread(v.g / v.count))),
+    ("ReduceMean", |r| reduce(r, |v| v.spread(v.averaged(v.g)))),
     ("ReduceMax", |r| reduce(r, extremum)),
     ("ReduceMin", |r| reduce(r, extremum)),
     ("ReduceL1", |r| reduce(r, |v| v.g * v.x.sign())),
@@ -36,14 +37,22 @@ struct Reduction<'c> {
     y: Var<'c>,
     g: Var<'c>,
     axes: Vec<i64>,
-    shape: Vec<usize>,
-    count: f64,
 }
 
 impl<'c> Reduction<'c> {
     /// Broadcast to the operand's shape.
     fn spread(&self, v: Var<'c>) -> Var<'c> {
-        if v.shape() == self.shape { v } else { v.expand(&self.shape) }
+        expanded(v, self.x)
+    }
+
+    /// Divided by the number of elements that were reduced to one.
+    fn averaged(&self, v: Var<'c>) -> Var<'c> {
+        if let Some(shape) = known(self.x) {
+            return v / self.axes.iter().map(|&axis| shape[axis as usize]).product::<usize>() as f64;
+        }
+        let (cx, dtype) = (v.cx(), v.dtype());
+        let extents = shape_of(self.x).gather(cx.ints(&self.axes), 0);
+        v / cx.op("ReduceProd", &[extents], &[("keepdims", 0i64.into())]).cast(dtype)
     }
 
     /// Sum over the reduced axes.
@@ -53,20 +62,26 @@ impl<'c> Reduction<'c> {
 }
 
 fn reduce<'c>(r: &Rule<'_, 'c>, gradient: impl Fn(&Reduction<'c>) -> Var<'c>) -> Result<Grads<'c>, String> {
-    let x = r.x(0);
-    let shape = x.shape();
-    let mut axes = r.ints_of(1)?.unwrap_or_default();
-    if axes.is_empty() && r.int("noop_with_empty_axes", 0) == 0 {
-        axes = (0..shape.len() as i64).collect();
-    }
-    let (mut kept, mut count) = (shape.clone(), 1);
-    for &axis in &axes {
-        let axis = normalize_axis(axis, shape.len()).map_err(|e| e.0)?;
-        count *= shape[axis];
-        kept[axis] = 1;
-    }
-    let (y, g) = (reshaped(r.y(0), &kept), reshaped(r.g(), &kept));
-    one(gradient(&Reduction { x, y, g, axes, shape, count: count as f64 }))
+    let (x, rank) = (r.x(0), r.x(0).rank());
+    let named = r.ints_of(1)?.unwrap_or_default();
+    let axes: Vec<i64> = match named.is_empty() && r.int("noop_with_empty_axes", 0) == 0 {
+        true => (0..rank as i64).collect(),
+        false => named
+            .iter()
+            .map(|&axis| Ok(normalize_axis(axis, rank)? as i64))
+            .collect::<Result<_, OpError>>()
+            .map_err(|e| e.0)?,
+    };
+    let dropped = r.int("keepdims", 1) == 0 && !axes.is_empty();
+    let kept = |v: Var<'c>| match known(x) {
+        _ if !dropped => v,
+        None => v.unsqueeze(&axes),
+        Some(mut shape) => {
+            axes.iter().for_each(|&axis| shape[axis as usize] = 1);
+            reshaped(v, &shape)
+        }
+    };
+    one(gradient(&Reduction { x, y: kept(r.y(0)), g: kept(r.g()), axes }))
 }
 
 /// The elements that attain the extremum share the gradient evenly.

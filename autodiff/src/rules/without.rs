@@ -13,7 +13,7 @@ pub enum Without {
     /// It works on sequences or optional values: differentiation refuses it.
     Container,
     /// It runs other graphs: differentiation refuses it. [`limbeck_graph::Graph::import`] resolves an If whose condition
-    /// is settled, and unrolls a Scan or Loop of known length.
+    /// is settled, on request computes both branches of others, and unrolls a Scan or Loop of known length.
     ControlFlow,
     /// Its derivative is well defined, but not written: differentiation refuses it.
     NotYet,
@@ -34,7 +34,8 @@ impl Without {
             Quantised => "it computes with quantised integers; put DequantizeLinear before it",
             Container => "sequences and optional values carry no gradient; import resolves those it can",
             ControlFlow => {
-                "gradients do not enter its graphs; import with its condition settled (If) or unrolled (Scan, Loop)"
+                "gradients do not enter its graphs; import with its condition settled or both branches computed (If), \
+                 or unrolled (Scan, Loop)"
             }
             NotYet => {
                 "no rule is known; freeze what lies before it, stop the gradient there, or remove it from the path"
@@ -111,6 +112,4 @@ pub const NON_DIFFERENTIABLE: &[(&str, Without)] = &[
     ("Loop", ControlFlow),
     ("Scan", ControlFlow),
     ("SequenceMap", ControlFlow),
-    ("MaxRoiPool", NotYet),
-    ("Unique", NotYet),
 ];

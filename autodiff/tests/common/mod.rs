@@ -137,7 +137,8 @@ impl Case {
         self.operands.iter().enumerate().filter_map(input).collect()
     }
 
-    /// The operands in `cx` and the float results. A quantisation is followed by its inverse.
+    /// The operands in `cx` and the float results. A quantisation is followed by its inverse, and so is Unique, whose
+    /// number of results the operands decide.
     pub(crate) fn build<'c>(&self, cx: &'c Cx) -> (Vec<Option<Var<'c>>>, Vec<Var<'c>>) {
         let operands: Vec<Option<Var<'c>>> = self
             .operands
@@ -162,6 +163,11 @@ impl Case {
         if op == "QuantizeLinear" {
             let again: Vec<Option<Var<'c>>> = [&[Some(outputs[0])], &operands[1..]].concat();
             outputs = cx.op_n("", "DequantizeLinear", &again, &attrs, 1);
+        }
+        if op == "Unique" && !cx.has_error() {
+            let axis = attrs.iter().find(|(name, _)| *name == "axis");
+            let again = axis.map_or(0, |(_, axis)| if let Attr::Int(axis) = axis { *axis } else { 0 });
+            outputs = vec![outputs[0].gather(outputs[2], again)];
         }
         outputs.retain(|y| y.dtype().is_float());
         (operands, outputs)

@@ -1,7 +1,7 @@
 //! The handle of a value under construction, and what can be asked of it.
 
 use super::Cx;
-use crate::ValueId;
+use crate::{Dim, ValueId};
 use limbeck_tensor::{DType, element_count};
 use std::fmt;
 
@@ -50,18 +50,27 @@ impl<'c> Var<'c> {
         }
     }
 
-    /// Number of dimensions.
-    #[track_caller]
-    pub fn rank(self) -> usize {
-        self.shape().len()
+    /// Extents as far as they are known; `None` when even the rank is not.
+    pub fn dims(self) -> Option<Vec<Dim>> {
+        self.cx.graph().ty(self.id).and_then(|t| t.dims.clone())
     }
 
-    /// Extent along `axis` (negative from the end); 1 after an error.
+    /// Number of dimensions, whose extents need not be known. When it is not known itself this is an error of the
+    /// construction, and the rank 0.
+    #[track_caller]
+    pub fn rank(self) -> usize {
+        self.dims().map_or_else(|| self.shape().len(), |dims| dims.len())
+    }
+
+    /// Extent along `axis` (negative from the end), those of other axes need not be known; 1 after an error.
     #[track_caller]
     pub fn dim(self, axis: i64) -> usize {
-        let shape = self.shape();
-        match crate::ops::normalize_axis(axis, shape.len()) {
-            Ok(a) => shape[a],
+        let rank = self.rank();
+        match crate::ops::normalize_axis(axis, rank) {
+            Ok(a) => match self.dims().and_then(|dims| dims.get(a)?.known()) {
+                Some(n) => n,
+                None => self.shape().get(a).copied().unwrap_or(1),
+            },
             Err(e) => {
                 self.cx.fail_with(e.0);
                 1

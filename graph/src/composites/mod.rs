@@ -34,6 +34,7 @@ const TABLE: &[(&str, ComposeFn)] = &[
     ("GridSample", sample::grid_sample),
     ("AffineGrid", sample::affine_grid),
     ("RoiAlign", region::roi_align),
+    ("MaxRoiPool", region::max_roi_pool),
     ("DeformConv", region::deform_conv),
     ("Attention", attention::attention),
     ("RotaryEmbedding", attention::rotary),
@@ -46,6 +47,7 @@ const TABLE: &[(&str, ComposeFn)] = &[
     ("ReverseSequence", place::reverse_sequence),
     ("Col2Im", place::col2im),
     ("Compress", place::compress),
+    ("Unique", place::unique),
     ("TensorScatter", place::tensor_scatter),
 ];
 

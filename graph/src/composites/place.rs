@@ -1,9 +1,9 @@
 //! Operators that take, cut or put elements at places: MaxUnpool, CenterCropPad, ReverseSequence, Col2Im, Compress,
-//! TensorScatter.
+//! Unique, TensorScatter.
 
 use super::{Composite, constant, extent};
-use crate::Var;
 use crate::ops::normalize_axis;
+use crate::{Attr, Var};
 use limbeck_tensor::DType;
 
 /// Largest extent that is made.
@@ -126,6 +126,21 @@ pub(super) fn compress<'c>(op: &Composite<'_, 'c>) -> Result<Vec<Var<'c>>, Strin
         return Err(format!("{} conditions are more than {} elements", holds.len(), x.dim(axis)));
     }
     Ok(vec![x.gather(op.cx.ints(&kept), axis)])
+}
+
+/// Unique: the values where each kind of element (or slice along the axis) occurs first, which its second result says.
+/// How many there are depends on the data.
+pub(super) fn unique<'c>(op: &Composite<'_, 'c>) -> Result<Vec<Var<'c>>, String> {
+    let x = op.x(0)?;
+    let attrs: Vec<(&str, Attr)> = op.node.attrs.iter().map(|(k, v)| (k.as_str(), v.clone())).collect();
+    let mut found = op.cx.op_n("", "Unique", &[Some(x.stop_gradient())], &attrs, 4);
+    let (x, axis) = op.node.int("axis").map_or_else(|| (x.reshape(&[x.len()]), 0), |axis| (x, axis));
+    let axis = normalize_axis(axis, x.rank()).map_err(|e| e.0)?;
+    let mut swapped: Vec<usize> = (0..x.rank()).collect();
+    swapped.swap(0, axis);
+    let turned = |v: Var<'c>| if axis == 0 { v } else { v.transpose(&swapped) };
+    found[0] = turned(op.cx.op("GatherND", &[turned(x), found[1].unsqueeze(&[1])], &[]));
+    Ok(found)
 }
 
 /// TensorScatter: the updates put into the cache from each row's index on; `circular` goes on at the start.

@@ -1,4 +1,4 @@
-//! Operators that sample around places that are operands themselves: RoiAlign and DeformConv.
+//! Operators that look at places that are operands themselves: RoiAlign, MaxRoiPool and DeformConv.
 
 use super::sample::{Taps, sampled};
 use super::{Composite, constant, extent};
@@ -49,6 +49,56 @@ pub(super) fn roi_align<'c>(op: &Composite<'_, 'c>) -> Result<Vec<Var<'c>>, Stri
     let counts = (flat(y_counts, 2) * flat(x_counts, 1)).unsqueeze(&[1]);
     let grid = (values * counts).reshape(&[regions, channels, rows, samples, columns, samples]);
     Ok(vec![grid.mean(&[3, 5])])
+}
+
+/// MaxRoiPool of `[N, C, H, W]`: the first of the greatest elements in each bin of each region `[image, x1, y1, x2, y2]`, both
+/// corners included; 0 where a bin holds none. The greatest of each row comes first, then that of these, so that no more
+/// than an axis is compared at once. Regions have no gradient: where they are cut is a matter of rounding.
+pub(super) fn max_roi_pool<'c>(op: &Composite<'_, 'c>) -> Result<Vec<Var<'c>>, String> {
+    let (x, rois) = (op.x(0)?, op.x(1)?);
+    let (shape, regions) = (x.shape(), rois.dim(0));
+    let (&[_, _, height, width], true) = (&shape[..], rois.shape() == [regions, 5]) else {
+        return Err(format!("data {shape:?} and regions {:?} do not fit", rois.shape()));
+    };
+    let pooled = op.list("pooled_shape", 2, 0)?;
+    if pooled.contains(&0) {
+        return Err(format!("pooled_shape {pooled:?} must be two positive numbers"));
+    }
+    let bins = |axis: usize| extent(pooled[axis], MOST, "pooled_shape");
+    let number = |i: usize| rois.slice(1, i, i + 1);
+    let mut y = x.gather(number(0).reshape(&[regions]).cast(DType::I64), 0);
+    let mut filled = vec![];
+    for (first, size, bins) in [(1, width, bins(1)?), (2, height, bins(0)?)] {
+        let [from, to] = bounds([number(first), number(first + 2)], op.float("spatial_scale", 1.0), (size, bins));
+        filled.push(from.less(to));
+        let wide = |v: Var<'c>| v.reshape(&[regions, 1, 1, bins, 1]);
+        let places = constant(from, &[size], &(0..size).map(|i| i as f64).collect::<Vec<_>>());
+        let inside = places.greater_or_equal(wide(from)).and(places.less(wide(to)));
+        let lowest = op.cx.scalar_of(f64::NEG_INFINITY, x.dtype());
+        let at = inside.select(y.unsqueeze(&[3]), lowest).argmax(-1);
+        y = op.cx.op("GatherElements", &[y, at], &[("axis", 3i64.into())]).transpose(&[0, 1, 3, 2]);
+    }
+    let filled = filled[1].unsqueeze(&[1, 3]).and(filled[0].unsqueeze(&[1, 2]));
+    Ok(vec![filled.select(y, op.cx.scalar_of(0.0, x.dtype()))])
+}
+
+/// Where the bins of regions with these corners `[regions, 1]` begin and end on an axis of `size` elements, `[regions, bins]`
+/// each. In f32, as engines compute it: whether an element is still inside hangs on it.
+fn bounds<'c>(corners: [Var<'c>; 2], scale: f64, (size, bins): (usize, usize)) -> [Var<'c>; 2] {
+    let cx = corners[0].cx();
+    // Halves are rounded away from zero.
+    let [start, end] = corners.map(|v| {
+        let v = v.cast(DType::F32) * scale;
+        let whole = cx.op("Floor", &[v.abs()], &[]);
+        let up = (v.abs() - whole).greater_or_equal(cx.scalar_of(0.5, DType::F32));
+        v.sign() * (whole + up.cast(DType::F32))
+    });
+    let length = (end - start + 1.0).at_least(1.0) / bins as f64;
+    [(0, "Floor"), (1, "Ceil")].map(|(next, round)| {
+        let steps: Vec<f64> = (next..next + bins).map(|i| i as f64).collect();
+        let edge = cx.op(round, &[length * constant(length, &[1, bins], &steps)], &[]);
+        (edge + start).at_least(0.0).at_most(size as f64)
+    })
 }
 
 /// DeformConv of `[N, C, H, W]`: each tap of the kernel looks where its offset says, `mask` weighs what it sees.

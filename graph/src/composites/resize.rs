@@ -1,74 +1,51 @@
 //! Resize as gathers along each axis, with constant positions and weights: nearest, linear and cubic, antialiased too.
 
 use super::{Composite, constant};
-use crate::Var;
-use crate::ops::normalize_axis;
+use crate::ops::resize::{Axis, Wanted, axes, nearest};
+use crate::{Dim, Var};
 
 /// Longest axis that is made.
-const LONGEST: f64 = 16_777_216.0;
+const LONGEST: usize = 1 << 24;
 
 /// Most neighbours of an element.
 const MOST_TAPS: f64 = 4096.0;
-
-/// An axis of `from` elements made `to` long, a step of the data being `scale` long.
-#[derive(Clone, Copy)]
-struct Stretch {
-    from: f64,
-    to: f64,
-    scale: f64,
-    /// Start and end of what is cropped, as shares of the axis.
-    part: Option<(f64, f64)>,
-}
 
 /// The resized data.
 pub(super) fn resize<'c>(op: &Composite<'_, 'c>) -> Result<Vec<Var<'c>>, String> {
     let mut y = op.x(0)?;
     let shape = y.shape();
-    let axes = op.node.ints("axes").map_or_else(|| (0..shape.len() as i64).collect(), <[i64]>::to_vec);
-    let axes: Vec<usize> =
-        axes.iter().map(|&a| normalize_axis(a, shape.len())).collect::<Result<_, _>>().map_err(|e| e.0)?;
-    let (scales, sizes) = (op.numbers(2)?, op.numbers(3)?);
-    let given = scales.as_ref().or(sizes.as_ref()).ok_or("neither scales nor sizes are given")?;
-    if given.len() != axes.len() {
-        return Err(format!("{given:?} does not fit the axes {axes:?}"));
-    }
-    // One scale for all axes, when the sizes only bound the result.
-    let ratios = axes.iter().zip(given).map(|(&axis, &size)| size / shape[axis] as f64);
-    let common = match op.text("keep_aspect_ratio_policy", "stretch") {
-        _ if scales.is_some() => None,
-        "stretch" => None,
-        "not_larger" => ratios.reduce(f64::min),
-        "not_smaller" => ratios.reduce(f64::max),
-        other => return Err(format!("keep_aspect_ratio_policy '{other}' is unknown")),
-    };
-    let crop = op.text("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize";
-    let roi = if crop { op.numbers(1)?.ok_or("input 1 (roi) is missing")? } else { vec![] };
-    if crop && roi.len() != 2 * axes.len() {
+    let axes = axes(op.node, shape.len()).map_err(|e| e.0)?;
+    let wanted = Wanted::of(op.numbers(2)?, op.ints_of(3)?).ok_or("neither scales nor sizes are given")?;
+    let dims: Vec<Dim> = shape.iter().copied().map(Dim::Known).collect();
+    let resolved = wanted.resolve(op.node, &dims, &axes).map_err(|e| e.0)?;
+    let roi = if crops(op) { op.numbers(1)?.ok_or("input 1 (roi) is missing")? } else { vec![] };
+    if crops(op) && roi.len() != 2 * axes.len() {
         return Err(format!("roi {roi:?} does not fit the axes {axes:?}"));
     }
-    for (i, (&axis, &number)) in axes.iter().zip(given).enumerate() {
-        let from = shape[axis] as f64;
-        let (scale, to) = match (&scales, common) {
-            (Some(_), _) => (number, (from * number).floor()),
-            (None, Some(common)) => (common, (common * from + 0.5).floor()),
-            (None, None) => (number / from, number),
-        };
-        if from < 1.0 || !(1.0..=LONGEST).contains(&to) || !scale.is_finite() {
-            return Err(format!("axis {axis} of {from} elements cannot be resized by {number}"));
+    for (i, (&axis, (scale, to))) in axes.iter().zip(resolved.into_iter().flatten()).enumerate() {
+        let from = shape[axis];
+        if from < 1 || !(1..=LONGEST).contains(&to) || !scale.is_finite() {
+            return Err(format!("axis {axis} of {from} elements cannot be made {to} long"));
         }
-        let part = crop.then(|| (roi[i], roi[axes.len() + i]));
-        if scale != 1.0 || part.is_some_and(|p| p != (0.0, 1.0)) {
-            y = along(op, y, axis, Stretch { from, to, scale, part })?;
+        let roi = if crops(op) { (roi[i], roi[axes.len() + i]) } else { (0.0, 1.0) };
+        if scale != 1.0 || roi != (0.0, 1.0) {
+            y = along(op, y, axis, &Axis { from, to, scale, roi })?;
         }
     }
     Ok(vec![y])
 }
 
+/// Whether the regions of interest are what is resized.
+fn crops(op: &Composite<'_, '_>) -> bool {
+    op.text("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize"
+}
+
 /// The data with one axis resized: the sum over the neighbours of gathers times weights.
-fn along<'c>(op: &Composite<'_, 'c>, x: Var<'c>, axis: usize, s: Stretch) -> Result<Var<'c>, String> {
-    let source: Vec<f64> = (0..s.to as usize).map(|i| position(op, i as f64, s)).collect::<Result<_, _>>()?;
-    let inside = |p: &f64| (0.0..=s.from - 1.0).contains(p);
-    let outside = s.part.is_some() && !source.iter().all(inside);
+fn along<'c>(op: &Composite<'_, 'c>, x: Var<'c>, axis: usize, s: &Axis) -> Result<Var<'c>, String> {
+    let source = s.positions(op.node).map_err(|e| e.0)?;
+    let (from, last) = (s.from as f64, s.from as f64 - 1.0);
+    let inside = |p: &f64| (0.0..=last).contains(p);
+    let outside = crops(op) && !source.iter().all(inside);
     let mut wide = vec![1; x.rank()];
     wide[axis] = source.len();
     // Cropping beyond the data gives a constant.
@@ -78,12 +55,15 @@ fn along<'c>(op: &Composite<'_, 'c>, x: Var<'c>, axis: usize, s: Stretch) -> Res
         if outside { y * constant(x, &wide, &known) + constant(x, &wide, &rest) } else { y }
     };
     let pick = |places: &mut dyn Iterator<Item = f64>| {
-        let inside: Vec<i64> = places.map(|p| p.clamp(0.0, s.from - 1.0) as i64).collect();
+        let inside: Vec<i64> = places.map(|p| p.clamp(0.0, last) as i64).collect();
         x.gather(x.cx().ints(&inside), axis as i64)
     };
     let antialias = op.int("antialias", 0) != 0;
     let cubic = match op.text("mode", "nearest") {
-        "nearest" => return Ok(cropped(pick(&mut source.iter().copied().map(nearest(op)?)))),
+        "nearest" => {
+            let places: Result<Vec<f64>, _> = source.iter().map(|&p| nearest(op.node, p)).collect();
+            return Ok(cropped(pick(&mut places.map_err(|e| e.0)?.into_iter())));
+        }
         "linear" => false,
         "cubic" => true,
         other => return Err(format!("mode '{other}' has no composition; nearest, linear and cubic have")),
@@ -101,7 +81,7 @@ fn along<'c>(op: &Composite<'_, 'c>, x: Var<'c>, axis: usize, s: Stretch) -> Res
     let weights = source.iter().map(|&p| {
         let weight = |t: usize| {
             let at = first(p) + t as f64;
-            let outside = exclude && !(0.0..s.from).contains(&at);
+            let outside = exclude && !(0.0..from).contains(&at);
             if outside { 0.0 } else { filter((at - p).abs() * narrow, cubic.then_some(a)) }
         };
         let all: Vec<f64> = (0..taps).map(weight).collect();
@@ -124,34 +104,4 @@ fn filter(d: f64, a: Option<f64>) -> f64 {
         Some(a) if d < 2.0 => ((a * d - 5.0 * a) * d + 8.0 * a) * d - 4.0 * a,
         Some(_) => 0.0,
     }
-}
-
-/// How `nearest_mode` rounds.
-fn nearest(op: &Composite<'_, '_>) -> Result<fn(f64) -> f64, String> {
-    Ok(match op.text("nearest_mode", "round_prefer_floor") {
-        "round_prefer_floor" => |p| (p - 0.5).ceil(),
-        "round_prefer_ceil" => |p| (p + 0.5).floor(),
-        "floor" => f64::floor,
-        "ceil" => f64::ceil,
-        other => return Err(format!("nearest_mode '{other}' is unknown")),
-    })
-}
-
-/// The place in the data that element `i` of the result is taken from.
-fn position(op: &Composite<'_, '_>, i: f64, Stretch { from, to, scale, part }: Stretch) -> Result<f64, String> {
-    let half = (i + 0.5) / scale - 0.5;
-    Ok(match op.text("coordinate_transformation_mode", "half_pixel") {
-        "half_pixel" => half,
-        "half_pixel_symmetric" => from / 2.0 * (1.0 - to / (from * scale)) + half,
-        "asymmetric" => i / scale,
-        "pytorch_half_pixel" | "align_corners" if to == 1.0 => 0.0,
-        "pytorch_half_pixel" => half,
-        "align_corners" => i * (from - 1.0) / (to - 1.0),
-        "tf_crop_and_resize" => match part {
-            Some((start, end)) if to > 1.0 => (start + i * (end - start) / (to - 1.0)) * (from - 1.0),
-            Some((start, end)) => (start + end) / 2.0 * (from - 1.0),
-            None => return Err("the roi is missing".into()),
-        },
-        other => return Err(format!("coordinate_transformation_mode '{other}' has no composition")),
-    })
 }

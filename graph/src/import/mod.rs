@@ -1,6 +1,6 @@
 //! Making a model that someone else exported plain and static: inputs fixed to values, dims to numbers, functions
 //! inlined, shape arithmetic computed, an `If` that is settled replaced by the branch it takes, sequences by
-//! tensors, and on request loops by their steps.
+//! tensors, and on request loops by their steps and an open `If` by both its branches.
 
 mod branches;
 mod functions;
@@ -25,6 +25,10 @@ pub struct ImportOptions {
     pub fixed: TensorMap,
     /// Most steps of a Scan or Loop that is replaced by them, as training needs; 0 leaves them all.
     pub unroll: usize,
+    /// Whether an If whose condition stays open is replaced by both its branches and a selection of their results, as
+    /// training needs. Both are then computed. The one that is not taken sees zeros for floats and all else as it is, at
+    /// which it must not fail: an index out of range there is an error where the If would have passed it by.
+    pub both_branches: bool,
 }
 
 /// What [`Graph::import`] did.
@@ -38,6 +42,8 @@ pub struct ImportReport {
     pub folded: usize,
     /// `If` nodes that were replaced by a branch.
     pub branches: usize,
+    /// `If` nodes that were replaced by both branches.
+    pub selected: usize,
     /// Nodes on sequences and optionals that gave way to nodes on tensors.
     pub sequences: usize,
     /// Scan and Loop nodes that were replaced by their steps.
@@ -53,7 +59,8 @@ impl Graph {
     ///
     /// # Errors
     /// An input or dim that the graph does not have, a value or shape that an input does not take, contradictory shapes,
-    /// functions that call themselves.
+    /// functions that call themselves. With `both_branches` an If whose branches draw random numbers, normalise
+    /// batches, or differ in the type of a result.
     pub fn import(&mut self, options: &ImportOptions) -> Result<ImportReport, GraphError> {
         self.canonicalise()?;
         let functions = self.inline_functions()?;
@@ -73,11 +80,14 @@ impl Graph {
             let (folded, branches) = self.resolve_branches()?;
             report.folded += folded;
             report.branches += branches;
-            // Each turn that goes on has replaced a loop, of which there are finitely many.
-            if !self.unroll_loop(options.unroll)? {
+            // Each turn that goes on has replaced a loop or an If, of which there are finitely many.
+            if self.unroll_loop(options.unroll)? {
+                report.loops += 1;
+            } else if options.both_branches && self.select_branch()? {
+                report.selected += 1;
+            } else {
                 break;
             }
-            report.loops += 1;
         }
         report.sequences = before.saturating_sub(self.count_sequences());
         report.removed = self.remove_dead();

@@ -165,11 +165,13 @@ fn eval_max_roi_pool(cx: &EvalCx) -> Values {
     let y = build(&[count, channels, out[0], out[1]], |ix| {
         let number = |i: usize| rois[&[ix[0], i][..]];
         let image = image_of(number(0), n)?;
+        // In f32, as engines do.
+        let f32_of = |v: f64| f64::from(v as f32);
         let range = |d: usize, extent: usize| {
-            let (start, end) = ((number(2 - d) * scale).round(), (number(4 - d) * scale).round());
-            let bin = (end - start + 1.0).max(1.0) / out[d] as f64;
+            let [start, end] = [2 - d, 4 - d].map(|i| f32_of(f32_of(number(i)) * scale).round());
+            let bin = f32_of((end - start + 1.0).max(1.0) / out[d] as f64);
             let edge = |v: f64| (v + start).clamp(0.0, extent as f64) as usize;
-            edge((ix[2 + d] as f64 * bin).floor())..edge(((ix[2 + d] + 1) as f64 * bin).ceil())
+            edge(f32_of(ix[2 + d] as f64 * bin).floor())..edge(f32_of((ix[2 + d] + 1) as f64 * bin).ceil())
         };
         let (rows, columns) = (range(0, h), range(1, w));
         let values = rows.flat_map(|r| columns.clone().map(move |c| a[&[image, ix[1], r, c][..]]));

@@ -26,7 +26,7 @@ mod quant;
 mod random;
 mod recurrent;
 mod reduce;
-mod resize;
+pub(crate) mod resize;
 mod sample;
 mod select;
 mod shape;

@@ -10,7 +10,7 @@ use ndarray::{ArrayD, IxDyn};
 pub(super) const OPS: &[OpSpec] = &[op("Resize", infer, eval)];
 
 /// The axes that are resized.
-fn axes(node: &Node, rank: usize) -> Result<Vec<usize>, OpError> {
+pub(crate) fn axes(node: &Node, rank: usize) -> Result<Vec<usize>, OpError> {
     let Some(named) = ints_attr(node, "axes")? else { return Ok((0..rank).collect()) };
     let axes: Vec<usize> = named.iter().map(|&a| normalize_axis(a, rank)).collect::<Result<_, _>>()?;
     if (1..axes.len()).any(|i| axes[..i].contains(&axes[i])) {
@@ -20,20 +20,20 @@ fn axes(node: &Node, rank: usize) -> Result<Vec<usize>, OpError> {
 }
 
 /// What the node is told about the extents of the result.
-enum Wanted {
+pub(crate) enum Wanted {
     Scales(Vec<f64>),
     Sizes(Vec<i64>),
 }
 
 impl Wanted {
     /// The one of both lists that is there and not empty.
-    fn of(scales: Option<Vec<f64>>, sizes: Option<Vec<i64>>) -> Option<Wanted> {
+    pub(crate) fn of(scales: Option<Vec<f64>>, sizes: Option<Vec<i64>>) -> Option<Wanted> {
         let scales = scales.filter(|v| !v.is_empty()).map(Wanted::Scales);
         scales.or(sizes.filter(|v| !v.is_empty()).map(Wanted::Sizes))
     }
 
     /// For each of `axes` the scale and the resized extent; `None` where the extent of `x` is needed and not known.
-    fn resolve(&self, node: &Node, x: &[Dim], axes: &[usize]) -> Result<Vec<Option<(f64, usize)>>, OpError> {
+    pub(crate) fn resolve(&self, node: &Node, x: &[Dim], axes: &[usize]) -> Result<Vec<Option<(f64, usize)>>, OpError> {
         let lengths = axes.iter().map(|&a| x[a].known());
         let check = |n: usize| match n == axes.len() {
             true => Ok(()),
@@ -97,13 +97,15 @@ fn infer(cx: &InferCx) -> Types {
 }
 
 /// One resized axis.
-struct Axis {
-    /// Extents before and after.
-    from: usize,
-    to: usize,
-    scale: f64,
-    /// Start and end of the part that tf_crop_and_resize takes.
-    roi: (f64, f64),
+pub(crate) struct Axis {
+    /// Extent before.
+    pub(crate) from: usize,
+    /// Extent after.
+    pub(crate) to: usize,
+    /// How long a step of the data becomes.
+    pub(crate) scale: f64,
+    /// Start and end of the part that tf_crop_and_resize takes, as shares of the axis.
+    pub(crate) roi: (f64, f64),
 }
 
 /// Elements of an axis and their weights, whose sum is an element of the result; `None` for the extrapolation value.
@@ -130,14 +132,20 @@ impl Axis {
         })
     }
 
-    fn taps(&self, node: &Node) -> Result<Vec<Taps>, OpError> {
+    /// As [`Axis::position`], of all elements of the result.
+    pub(crate) fn positions(&self, node: &Node) -> Result<Vec<f64>, OpError> {
         let coordinates = str_attr(node, "coordinate_transformation_mode", "half_pixel")?;
-        let mode = str_attr(node, "mode", "nearest")?;
         // Which element is the nearest one is decided as engines do, in f32: 3.5 / 0.7 is 5 there.
-        let rounding = if mode == "nearest" { |v| f64::from(v as f32) } else { |v| v };
-        let (last, crops) = (self.from as f64 - 1.0, coordinates == "tf_crop_and_resize");
-        let each = (0..self.to).map(|i| {
-            let at = self.position(coordinates, i as f64, rounding)?;
+        let nearest = str_attr(node, "mode", "nearest")? == "nearest";
+        let rounding = if nearest { |v| f64::from(v as f32) } else { |v| v };
+        (0..self.to).map(|i| self.position(coordinates, i as f64, rounding)).collect()
+    }
+
+    fn taps(&self, node: &Node) -> Result<Vec<Taps>, OpError> {
+        let mode = str_attr(node, "mode", "nearest")?;
+        let crops = str_attr(node, "coordinate_transformation_mode", "half_pixel")? == "tf_crop_and_resize";
+        let last = self.from as f64 - 1.0;
+        let each = self.positions(node)?.into_iter().map(|at| {
             if crops && !(0.0..=last).contains(&at) {
                 return Ok(None);
             }
@@ -188,7 +196,8 @@ impl Axis {
     }
 }
 
-fn nearest(node: &Node, at: f64) -> Result<f64, OpError> {
+/// The element that `nearest_mode` picks for a place, which may lie outside.
+pub(crate) fn nearest(node: &Node, at: f64) -> Result<f64, OpError> {
     Ok(match str_attr(node, "nearest_mode", "round_prefer_floor")? {
         "round_prefer_floor" => (at - 0.5).ceil(),
         "round_prefer_ceil" => (at + 0.5).floor(),

@@ -29,7 +29,7 @@ pub(crate) fn codec(data: &[u8]) {
 pub(crate) fn import(data: &[u8]) {
     let Some((&choice, model)) = data.split_first() else { return };
     let Ok(mut graph) = Graph::from_bytes(Bytes::copy_from_slice(model), None) else { return };
-    let mut options = ImportOptions::default();
+    let mut options = ImportOptions { both_branches: choice & 8 > 0, ..ImportOptions::default() };
     let inputs: Vec<(String, TensorType)> =
         graph.inputs.iter().filter_map(|&id| Some((graph.name_of(id).to_owned(), graph.ty(id)?.clone()))).collect();
     for (name, ty) in inputs {

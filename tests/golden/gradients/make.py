@@ -265,6 +265,14 @@ def compress(a, x, condition):
     return x.flatten()[kept] if "axis" not in a else x.index_select(a["axis"], kept)
 
 
+def unique(a, x):
+    """The distinct values, put back where they came from: all take the first of their equals."""
+    x, axis = (x, a["axis"]) if "axis" in a else (x.flatten(), 0)
+    slices = x.movedim(axis, 0).flatten(1) if x.dim() > 1 else x[:, None]
+    kind = torch.unique(slices, dim=0, return_inverse=True)[1]
+    return x.index_select(axis, torch.stack([(kind == k).nonzero()[0, 0] for k in kind]))
+
+
 def tensor_scatter(a, cache, update, start=None):
     axis = a.get("axis", -2)
     cache, update = cache.movedim(axis, 1), update.movedim(axis, 1)
@@ -306,6 +314,25 @@ def roi_align(a, x, rois, image):
         seen = seen * ((ys >= -1) & (ys <= x.shape[2]) & (xs >= -1) & (xs <= x.shape[3]))
         found.append(F.avg_pool2d(seen, n))
     return torch.cat(found)
+
+
+def max_roi_pool(a, x, rois):
+    """The first of the greatest elements of each bin; bins are cut in float32, as ONNX Runtime cuts them."""
+    f32, scale = np.float32, np.float32(a.get("spatial_scale", 1.0))
+    away = lambda v: int(np.sign(v) * np.floor(np.abs(v) + f32(0.5)))
+    y = torch.zeros(len(rois), x.shape[1], *a["pooled_shape"])
+    for r, (image, *corners) in enumerate(rois.tolist()):
+        left, top, right, bottom = (away(f32(v) * scale) for v in corners)
+        axes = []
+        for low, high, bins, size in [(top, bottom, y.shape[2], x.shape[2]), (left, right, y.shape[3], x.shape[3])]:
+            step = f32(max(high - low + 1, 1)) / f32(bins)
+            edge = lambda i, to_integer: min(max(int(to_integer(f32(i) * step)) + low, 0), size)
+            axes.append([(edge(i, np.floor), edge(i + 1, np.ceil)) for i in range(bins)])
+        for i, j, c in itertools.product(range(y.shape[2]), range(y.shape[3]), range(x.shape[1])):
+            bin = x[int(image), c, slice(*axes[0][i]), slice(*axes[1][j])].flatten()
+            if len(bin):
+                y[r, c, i, j] = bin[int(np.argmax(bin.detach().numpy()))]
+    return y
 
 
 def deform_conv(a, x, w, offset, b=None, mask=None):
@@ -719,6 +746,7 @@ REFERENCES = {
     "GridSample": grid_sample,
     "AffineGrid": lambda a, theta, size: F.affine_grid(theta, size.tolist(), bool(a.get("align_corners"))),
     "RoiAlign": roi_align,
+    "MaxRoiPool": max_roi_pool,
     "DeformConv": deform_conv,
     "Attention": attention,
     "RotaryEmbedding": rotary,
@@ -730,6 +758,7 @@ REFERENCES = {
     "CenterCropPad": center_crop_pad,
     "Col2Im": col2im,
     "Compress": compress,
+    "Unique": unique,
     "TensorScatter": tensor_scatter,
     **{kind: recurrent(kind) for kind in ["LSTM", "GRU", "RNN"]},
     "Reshape": lambda a, x, shape: x.reshape(shape.tolist()),
@@ -850,6 +879,17 @@ def transformer(x, scale1, bias1, qkv, out, scale2, bias2, w1, b1, w2, b2):
     return output, output.square().mean()
 
 
+def branching(sign):
+    """A branch of the two that is taken as `sign * sum(x)` is positive or not; the other has no finite values there."""
+
+    def function(x, w, b):
+        h, total = x @ w, sign * x.sum()
+        output = h.square() * total.sqrt() + b if total > 0 else h.tanh() * torch.log(-total) / (1 - b.square())
+        return output, output.square().mean()
+
+    return function
+
+
 def networks():
     rng = np.random.default_rng(7)
     tensors = lambda **shapes: {k: grid(rng, s, -1.0, 1.0) for k, s in shapes.items()}
@@ -869,6 +909,9 @@ def networks():
             ),
             rng,
         ),
+        # x sums to more than 0.
+        "then_branch": network(branching(1), {"x": grid(rng, [3, 2], 0.25, 1.0), **tensors(w=[2, 4], b=[4])}, rng),
+        "else_branch": network(branching(-1), {"x": grid(rng, [3, 2], 0.25, 1.0), **tensors(w=[2, 4], b=[4])}, rng),
     }
 
 

@@ -302,6 +302,13 @@ def draws():
     case("Multinomial", f(1, 3), sample_size=2, dtype=7, only="runtime")
 
 
-for family in [recurrent, resize, attention, losses, bits, spectral, sample, boxes, select, unpool, later, draws]:
+def rounded():
+    """Regions whose corners are halves, and 29 rows in 11 bins, which are cut where float32 says."""
+    case("MaxRoiPool", f(1, 1, 30, 2), f32([[0, 0, 0, 1, 28]]), pooled_shape=[11, 2])
+    case("MaxRoiPool", f(1, 2, 4, 5), f32([[0, 1, 3, 7, 9], [0, -1, -3, 5, 1]]), pooled_shape=[2, 3], spatial_scale=0.5)
+    case("MaxRoiPool", f(1, 1, 3, 3), f32([[0, 3, -2, 1, 7]]), pooled_shape=[4, 3])
+
+
+for family in [recurrent, resize, attention, losses, bits, spectral, sample, boxes, select, unpool, later, draws, rounded]:
     family()
 write("cases_c.json")

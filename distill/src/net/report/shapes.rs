@@ -46,8 +46,8 @@ fn dropout(facts: &Facts<'_>, to: &mut Vec<Remark>) {
 fn unresolved(facts: &Facts<'_>, to: &mut Vec<Remark>) {
     let (blocker, finding) = (Severity::Blocker, Finding::Unresolved);
     let branches = facts.nodes(|n| n.is("", "If"));
-    let remedy =
-        "run `limbeck import` first, with --dim NAME=N and --fix INPUT=VALUE for what the conditions depend on";
+    let remedy = "run `limbeck import` first: with --dim NAME=N and --fix INPUT=VALUE for what the conditions depend on, \
+                  or with --both-branches";
     remark(to, blocker, finding, branches, "branches are not resolved", remedy);
     let loops = facts.nodes(|n| n.subgraphs().next().is_some() && !n.is("", "If"));
     let remedy = "run `limbeck import` first; what it leaves, export unrolled";
