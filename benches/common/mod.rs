@@ -21,6 +21,8 @@ pub(crate) struct Case {
     pub(crate) batch: usize,
     /// Classes.
     pub(crate) classes: usize,
+    /// What the parameters of its last block and its classifier begin with.
+    pub(crate) last: &'static [&'static str],
 }
 
 /// Seed of all weights and data.
@@ -31,15 +33,22 @@ const AUTOENCODER: [usize; 11] = [640, 128, 128, 128, 128, 8, 128, 128, 128, 128
 
 /// The nets: the student of the digits demo, and those of `benches/peers`.
 pub(crate) fn cases() -> Result<Vec<Case>> {
-    let case = |name, net, sample, batch, classes| Case { name, net, sample, batch, classes };
+    let case = |name, net, sample, batch, classes, last| Case { name, net, sample, batch, classes, last };
     Ok(vec![
-        case("digits-student", nets::student(SEED)?, &[1, 8, 8], 32, 10),
-        case("resnet8", models::resnet8(SEED)?, &[3, 32, 32], 32, 10),
-        case("resnet8-plain", models::resnet8_plain(SEED)?, &[3, 32, 32], 32, 10),
-        case("ds-cnn", models::ds_cnn(SEED)?, &[1, 49, 10], 32, 12),
-        case("mobilenet-v2-0.35", models::mobilenet_v2(0.35, 96, 10, SEED)?, &[3, 96, 96], 16, 10),
-        case("transformer", models::transformer(2, 128, 4, 64, 10, SEED)?, &[64, 128], 16, 10),
-        case("autoencoder", models::mlp(&AUTOENCODER, SEED)?, &[640], 64, 640),
+        case("digits-student", nets::student(SEED)?, &[1, 8, 8], 32, 10, &["stage2", "fc"]),
+        case("resnet8", models::resnet8(SEED)?, &[3, 32, 32], 32, 10, &["block2", "fc"]),
+        case("resnet8-plain", models::resnet8_plain(SEED)?, &[3, 32, 32], 32, 10, &["block2", "fc"]),
+        case("ds-cnn", models::ds_cnn(SEED)?, &[1, 49, 10], 32, 12, &["block3", "fc"]),
+        case("mobilenet-v2-0.35", models::mobilenet_v2(0.35, 96, 10, SEED)?, &[3, 96, 96], 16, 10, &["last", "fc"]),
+        case(
+            "transformer",
+            models::transformer(2, 128, 4, 64, 10, SEED)?,
+            &[64, 128],
+            16,
+            10,
+            &["layer1", "norm", "fc"],
+        ),
+        case("autoencoder", models::mlp(&AUTOENCODER, SEED)?, &[640], 64, 640, &["layer8", "layer9"]),
     ])
 }
 
@@ -52,25 +61,35 @@ pub(crate) fn case(name: &str, batch: usize) -> Result<Case> {
 /// A net whose train step has more than 2,000 nodes: a narrow transformer of 14 layers.
 pub(crate) fn deep() -> Result<Case> {
     let net = models::transformer(14, 32, 2, 8, 10, SEED)?;
-    Ok(Case { name: "transformer-14", net, sample: &[8, 32], batch: 4, classes: 10 })
+    Ok(Case { name: "transformer-14", net, sample: &[8, 32], batch: 4, classes: 10, last: &[] })
 }
 
 /// `0.1 CE + 0.9 T² KL` at T = 4 on given teacher logits, batch statistics where the net has batch normalisation, SGD with
 /// momentum 0.9.
 pub(crate) fn train_step(case: &Case) -> Result<Step> {
+    step(case, &|_| true)
+}
+
+/// The same for the last block and the classifier alone; the rest is constant and runs as in inference.
+pub(crate) fn sparse_step(case: &Case) -> Result<Step> {
+    step(case, &|name| case.last.iter().any(|start| name.starts_with(start)))
+}
+
+fn step(case: &Case, trains: &dyn Fn(&str) -> bool) -> Result<Step> {
     Ok(build_step("bench", DType::F32, |s| {
         let x = s.batch("x", DType::F32, &[&[case.batch], case.sample].concat())?;
         let labels = s.class_labels("y", &[case.batch], case.classes)?;
         let teacher = s.batch("teacher_logits", DType::F32, &[case.batch, case.classes])?;
-        let params = s.params("student", &case.net, StateRole::Parameter)?;
-        let out = s.apply(&case.net, &[x], &params, &params)?;
+        let params = s.params_where("student", &case.net, StateRole::Parameter, trains)?;
+        let trained = params.filter(trains);
+        let out = s.apply(&case.net, &[x], &params, &trained)?;
         let student = out.first()?;
         let ce = objective::find("ce")?.loss(s.cx(), &[("student_logits", student), ("labels", labels)], &[], None)?;
         let taps = [("student_logits", student), ("teacher_logits", teacher)];
         let kd = objective::find("kd")?.loss(s.cx(), &taps, &[("temperature", 4.0)], None)?;
         let loss = ce * 0.1 + kd * 0.9;
         s.loss("loss", loss);
-        let group = Group { params: &params, lr_scale: 1.0, weight_decay: 0.0 };
+        let group = Group { params: &trained, lr_scale: 1.0, weight_decay: 0.0 };
         s.minimise("", loss, &[group], &Sgd { momentum: 0.9, nesterov: false }, GradOptions::default())
     })?)
 }

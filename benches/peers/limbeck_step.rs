@@ -3,6 +3,8 @@
 //! `peer_step write NET BATCH FOLDER` writes what all sides start from: `FOLDER/NET.safetensors` with the first weights and
 //! the batch (`x`, `y`, `teacher_logits`), and `FOLDER/NET.onnx`, the net at this batch.
 //! `peer_step time NET BATCH ENGINE THREADS STEPS` times the train step on an engine.
+//! `peer_step sparse NET BATCH ENGINE THREADS STEPS` times a step that trains the last block and the classifier alone, beside
+//! the net's inference of as many samples, run by run in turn.
 //! Each prints a line of JSON.
 
 #[path = "../common/mod.rs"]
@@ -28,7 +30,10 @@ fn main() -> Result<()> {
         ["time", net, batch, engine, threads, steps] => {
             time(&common::case(net, batch.parse()?)?, engine, threads.parse()?, steps.parse()?)?
         }
-        _ => bail!("usage: peer_step write NET BATCH FOLDER | peer_step time NET BATCH ENGINE THREADS STEPS"),
+        ["sparse", net, batch, engine, threads, steps] => {
+            sparse(&common::case(net, batch.parse()?)?, engine, threads.parse()?, steps.parse()?)?
+        }
+        _ => bail!("usage: peer_step write NET BATCH FOLDER | peer_step (time|sparse) NET BATCH ENGINE THREADS STEPS"),
     };
     println!("{printed}");
     Ok(())
@@ -64,6 +69,34 @@ fn time(case: &common::Case, engine_name: &str, threads: usize, steps: usize) ->
     Ok(json!({
         "ms": timed[timed.len() / 2], "peak_mb": peak_mb(), "losses": losses,
         "parameters": case.net.parameter_count(), "ready_ms": ready, "ready_peak_mb": ready_mb,
+    }))
+}
+
+fn sparse(case: &common::Case, engine_name: &str, threads: usize, steps: usize) -> Result<Value> {
+    let engine = engine(engine_name)?;
+    let options = CompileOptions { threads, ..CompileOptions::default() };
+    let step = common::lowered(&common::sparse_step(case)?, engine)?;
+    let mut trainer = Trainer::new(engine, &step, &options, 0)?;
+    let inference = common::inference(&case.net, engine, case.batch, threads)?;
+    let batch = common::batch(case)?;
+    let (mut stepping, mut inferring) = (vec![], vec![]);
+    for _ in 0..WARM_UP + steps {
+        let start = Instant::now();
+        inference.infer(&[("x", &batch["x"])])?;
+        inferring.push(start.elapsed().as_secs_f64() * 1e3);
+        let start = Instant::now();
+        trainer.run(&batch, &[("lr", 0.01)])?;
+        stepping.push(start.elapsed().as_secs_f64() * 1e3);
+    }
+    let median = |times: &mut Vec<f64>| {
+        times.drain(..WARM_UP);
+        times.sort_by(f64::total_cmp);
+        times[times.len() / 2]
+    };
+    let (stepping, inferring) = (median(&mut stepping), median(&mut inferring));
+    Ok(json!({
+        "step_ms": stepping, "inference_ms": inferring, "ratio": stepping / inferring,
+        "planned": trainer.memory().map(|m| m.peak), "peak_mb": peak_mb(),
     }))
 }
 

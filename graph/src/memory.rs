@@ -119,3 +119,35 @@ impl Graph {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::Cx;
+    use limbeck_tensor::DType;
+
+    #[test]
+    fn a_plan_counts_what_lives() {
+        let cx = Cx::new("g", DType::F32);
+        let [x, w] = ["x", "w"].map(|name| cx.input(name, DType::F32, &[2, 2]));
+        let y = x.matmul(w).relu();
+        cx.output("y", y.reshape(&[4]));
+        let graph = cx.finish().unwrap();
+        // 16 bytes each of x, w and the product, which ReLU and Reshape leave where it is, and 8 of the shape.
+        let plan = graph.memory_plan(&[]).unwrap();
+        assert_eq!((plan.peak_bytes, plan.given_bytes, plan.allocations), (56, 40, 1));
+        assert_eq!(plan.at.unwrap().1, "MatMul");
+        let plan = graph.memory_plan(&["x"]).unwrap();
+        assert_eq!((plan.peak_bytes, plan.given_bytes), (56, 24));
+        assert_eq!(plan.live.len(), 2, "x and the product: {:?}", plan.live);
+    }
+
+    #[test]
+    fn open_shapes_are_named() {
+        let mut graph = crate::Graph::new("g");
+        let x = graph
+            .add_input("x", crate::TensorType { dtype: DType::F32, dims: Some(vec![crate::Dim::Named("n".into())]) });
+        graph.outputs.push(x);
+        let error = graph.memory_plan(&[]).unwrap_err().to_string();
+        assert!(error.contains("'x'") && error.contains("--dim"), "{error}");
+    }
+}

@@ -215,26 +215,34 @@ impl<'c> StepBuilder<'c> {
     /// The weights of a net as a parameter set whose values live in the store as `set/name`. Buffers get the role
     /// Buffer, parameters `role`. Floats are converted to the context's type.
     pub fn params(&self, set: &str, net: &Net, role: StateRole) -> Result<ParamSet<'c>, DistillError> {
+        self.params_where(set, net, role, &|_| true)
+    }
+
+    /// As [`StepBuilder::params`], for a net that is trained in part: what `trains` refuses by name becomes a constant of the
+    /// graph. The layers below the first trained one then run as in inference, and nothing of them is kept for gradients.
+    pub fn params_where(
+        &self,
+        set: &str,
+        net: &Net,
+        role: StateRole,
+        trains: &dyn Fn(&str) -> bool,
+    ) -> Result<ParamSet<'c>, DistillError> {
         let mut vars = BTreeMap::new();
         for (name, tensor) in net.weights() {
-            let role = match role {
-                StateRole::Parameter if net.buffers().contains(&name) => StateRole::Buffer,
-                r => r,
+            let (full, value) = (format!("{set}/{name}"), tensor.cast(self.cx.float())?);
+            let var = match role {
+                _ if !trains(&name) => self.cx.initializer(&full, value),
+                StateRole::Parameter if net.buffers().contains(&name) => self.state(&full, value, StateRole::Buffer)?,
+                role => self.state(&full, value, role)?,
             };
-            let full = format!("{set}/{name}");
-            vars.insert(name, self.state(&full, tensor.cast(self.cx.float())?, role)?);
+            vars.insert(name, var);
         }
         Ok(ParamSet::new(set, vars))
     }
 
     /// The weights of a net as constants of the graph: a teacher that is never swapped. Engines fold them.
     pub fn frozen(&self, set: &str, net: &Net) -> Result<ParamSet<'c>, DistillError> {
-        let mut vars = BTreeMap::new();
-        for (name, tensor) in net.weights() {
-            let var = self.cx.initializer(&format!("{set}/{name}"), tensor.cast(self.cx.float())?);
-            vars.insert(name, var);
-        }
-        Ok(ParamSet::new(set, vars))
+        self.params_where(set, net, StateRole::Frozen, &|_| false)
     }
 
     /// Instantiates a net for training: rows count by the input `row_weight` where it is declared (also in batch

@@ -173,3 +173,59 @@ impl<'g> Search<'g> {
         self.outputs.contains(&value) || last.is_some_and(|last| !self.pauses.is_long(last, first))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::{Cx, Form, Graph, Var};
+    use limbeck_tensor::{DType, Tensor, TensorMap};
+
+    /// Rows and columns of all values: 16 KiB each.
+    const SIDE: usize = 64;
+
+    fn values(seed: usize) -> Tensor {
+        let value = |i: usize| ((i * 7 + seed * 13) % 29) as f32 / 29.0 - 0.5;
+        Tensor::new([SIDE, SIDE], (0..SIDE * SIDE).map(value).collect::<Vec<f32>>()).unwrap()
+    }
+
+    /// `a = x W`, `r = relu(a)`, four products after each other, and at their end `r` again and, if it is kept, `a`.
+    fn long_pause(keeps: bool, activation: impl for<'c> Fn(Var<'c>) -> Var<'c>) -> Graph {
+        let cx = Cx::new("pause", DType::F32);
+        let [x, w] = ["x", "w"].map(|name| cx.input(name, DType::F32, &[SIDE, SIDE]));
+        let a = x.matmul(w);
+        let r = activation(a);
+        let h = (0..4).fold(r, |h, _| h.matmul(w));
+        let y = (h * r).matmul(w);
+        cx.output("y", if keeps { y * a } else { y });
+        cx.finish().unwrap()
+    }
+
+    fn lowered(graph: &Graph) -> Graph {
+        let lowered = graph.lowered(Form::Fused).unwrap();
+        let feeds = TensorMap::from([("x".to_owned(), values(1)), ("w".to_owned(), values(2))]);
+        assert_eq!(lowered.evaluate(&feeds).unwrap(), graph.evaluate(&feeds).unwrap());
+        lowered
+    }
+
+    /// How often the maps of a graph compute this operator.
+    fn times(graph: &Graph, op: &str) -> usize {
+        let maps = graph.nodes().filter(|(_, node)| node.op == "Map");
+        maps.flat_map(|(_, node)| node.str("ops").unwrap().split(' ')).filter(|name| *name == op).count()
+    }
+
+    #[test]
+    fn what_follows_from_a_kept_value_is_not_kept() {
+        let kept = lowered(&long_pause(true, |a| a.relu()));
+        assert_eq!(times(&kept, "Relu"), 2);
+        // In the middle of the products: `a`, and one operand and one result of a product.
+        let plan = kept.memory_plan(&[]).unwrap();
+        assert_eq!(plan.peak_bytes - plan.given_bytes, 3 * (4 * SIDE * SIDE) as u64, "{plan:?}");
+    }
+
+    #[test]
+    fn values_that_follow_from_none_or_cost_much_are_kept() {
+        let none = lowered(&long_pause(false, |a| a.relu()));
+        assert_eq!(times(&none, "Relu"), 1, "`a` would have to be kept for it");
+        let dear = lowered(&long_pause(true, |a| a.exp()));
+        assert_eq!(times(&dear, "Exp"), 1);
+    }
+}
