@@ -102,7 +102,7 @@ fn lower_node<'c>(cx: &'c Cx, node: &Node, operands: &[Option<Var<'c>>], form: F
         return Some(vec![same]);
     }
     if node.is("", "BatchNormalization") {
-        return norm::batch_norm(cx, node, operands).map(|y| vec![y]);
+        return norm::batch_norm(cx, node, operands, form).map(|y| vec![y]);
     }
     if let Some(plain) = plain::plain(cx, node, operands) {
         return Some(plain);

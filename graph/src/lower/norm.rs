@@ -1,11 +1,11 @@
-//! BatchNormalization whose parameters are not constants, as arithmetic: engines fold it into what is before it and want
-//! constants for that (tract refuses anything else).
+//! BatchNormalization as arithmetic: where its parameters are not constants, which is all that engines take (tract refuses
+//! anything else), and in the fused form, where it joins the map of what follows it.
 
-use crate::{Cx, Node, Var};
+use crate::{Cx, Form, Node, Var};
 
-/// `(x - mean) scale / sqrt(var + epsilon) + bias` by channel, axis 1 of `x`, where any of the four is computed or fed;
-/// `None` for constants and for batch statistics.
-pub(super) fn batch_norm<'c>(cx: &'c Cx, node: &Node, operands: &[Option<Var<'c>>]) -> Option<Var<'c>> {
+/// `(x - mean) scale / sqrt(var + epsilon) + bias` by channel, axis 1 of `x`; `None` for batch statistics, and in the
+/// portable form where all four are constants, which an engine folds into the layer before.
+pub(super) fn batch_norm<'c>(cx: &'c Cx, node: &Node, operands: &[Option<Var<'c>>], form: Form) -> Option<Var<'c>> {
     let [Some(x), Some(scale), Some(bias), Some(mean), Some(variance)] = operands[..] else { return None };
     let parameters = [scale, bias, mean, variance];
     // An input with a default may be fed something else.
@@ -13,7 +13,7 @@ pub(super) fn batch_norm<'c>(cx: &'c Cx, node: &Node, operands: &[Option<Var<'c>
         let graph = cx.graph();
         graph.constant(p.id()).is_some() && !graph.inputs.contains(&p.id())
     };
-    let fixed = parameters.iter().all(is_fixed);
+    let fixed = form == Form::Portable && parameters.iter().all(is_fixed);
     if fixed || node.int("training_mode").unwrap_or(0) != 0 || x.rank() < 2 {
         return None;
     }

@@ -46,6 +46,7 @@ pub(super) fn primitive<'c>(cx: &'c Cx, node: &Node, operands: &[Option<Var<'c>>
             };
             bounded(bounded(x, "Max", operand(1)), "Min", operand(2))
         }
+        "GlobalAveragePool" if x.rank() > 2 => x.mean_keep(&(2..=last).collect::<Vec<_>>()),
         "LeakyRelu" => x.greater(cx.scalar_of(0.0, DType::F32)).select(x, x * attr("alpha", 0.01)),
         "HardSigmoid" => (x * attr("alpha", 0.2) + attr("beta", 0.5)).at_least(0.0).at_most(1.0),
         "HardSwish" => x * (x / 6.0 + 0.5).at_least(0.0).at_most(1.0),
