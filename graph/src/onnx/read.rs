@@ -94,6 +94,8 @@ impl Reader<'_> {
         let mut graph = self.graph(&graph, 0)?;
         meta.carried = std::mem::take(&mut self.files.carried);
         graph.meta = meta;
+        let own = write::undeclared(&graph);
+        graph.meta.opsets.extend(own);
         Ok(graph)
     }
 

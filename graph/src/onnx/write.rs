@@ -86,9 +86,7 @@ impl Writer {
         }
         let body = self.graph(graph, &HashMap::new())?;
         m.put(7, |m| m.message(7, body));
-        let mut used = HashSet::new();
-        domains(graph, &mut used);
-        let own = (used.contains(LIMBECK) && graph.opset(LIMBECK).is_none()).then(|| (LIMBECK.to_owned(), 1));
+        let own = undeclared(graph);
         let entry = |message: Message| {
             let written = message.into_bytes();
             meta.entries.get(&written).cloned().unwrap_or(written)
@@ -304,6 +302,13 @@ impl Writer {
 pub(super) fn node(graph: &Graph, node: &Node) -> Result<Message, GraphError> {
     let mut writer = Writer { embed: true, external: BTreeMap::new() };
     writer.node(graph, node, &|id| graph.name_of(id))
+}
+
+/// The import of Limbeck's own domain, if a graph uses it and does not declare it.
+pub(super) fn undeclared(graph: &Graph) -> Option<(String, i64)> {
+    let mut used = HashSet::new();
+    domains(graph, &mut used);
+    (used.contains(LIMBECK) && graph.opset(LIMBECK).is_none()).then(|| (LIMBECK.to_owned(), 1))
 }
 
 /// An entry of the imported opsets.
