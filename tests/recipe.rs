@@ -278,3 +278,27 @@ fn labels_out_of_range_and_numbers_that_are_not_finite_are_found_in_the_data() {
     let error = String::from_utf8_lossy(&error.stderr).into_owned();
     assert!(error.contains('x') && error.contains("sample 3"), "{error}");
 }
+
+#[test]
+fn a_step_is_written_and_its_memory_planned() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = prepare(folder.path(), "{ safetensors = \"all.safetensors\" }", "");
+    add(&recipe, TRAIN);
+    let out = folder.path().join("step");
+    let planned = limbeck(&["--json", "step", text(&recipe), "--plan", "--fused"]).output().unwrap();
+    let planned = facts(&planned);
+    assert_eq!(planned["folder"], serde_json::Value::Null);
+    let memory = &planned["memory"];
+    let number = |key: &str| memory[key].as_u64().unwrap();
+    let state = planned["parameter_bytes"].as_u64().unwrap() + planned["optimiser_bytes"].as_u64().unwrap();
+    assert!(number("state_and_constant_bytes") >= state, "{planned:#}");
+    let listed: u64 = memory["largest"].as_array().unwrap().iter().map(|v| v["bytes"].as_u64().unwrap()).sum();
+    assert!(number("state_and_constant_bytes") + listed <= number("peak_bytes"), "{planned:#}");
+    assert!(!out.exists());
+
+    let written = facts(&limbeck(&["--json", "step", text(&recipe), "--out", text(&out), "--fused"]).output().unwrap());
+    assert_eq!(written["nodes"], planned["nodes"]);
+    assert!(["step.onnx", "step.json", "state.safetensors"].iter().all(|name| out.join(name).is_file()));
+    let neither = limbeck(&["step", text(&recipe)]).output().unwrap();
+    assert!(!neither.status.success() && String::from_utf8_lossy(&neither.stderr).contains("--out"));
+}

@@ -37,13 +37,14 @@ pub(super) fn run(args: &Args, json: bool) -> Result<bool> {
         io::write_safetensors(&out.join("state.safetensors"), &step.initial)?;
     }
     let m = &step.manifest;
+    let folder = args.out.as_ref().map(|out| out.display().to_string());
     let mut facts = json!({
-            "step": m.name, "folder": args.out.as_ref().map(|f| f.display().to_string()), "nodes": step.graph.node_count(),
-            "parameter_bytes": m.state_bytes(StateRole::Parameter),
-            "optimiser_bytes": m.state_bytes(StateRole::Optimiser),
-            "batch": m.batch.iter().map(|b| format!("{} {}{:?}", b.name, b.dtype, b.shape)).collect::<Vec<_>>(),
-            "scalars": m.scalars.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(),
-            "losses": m.losses, "metrics": m.metrics,
+        "step": m.name, "folder": folder, "nodes": step.graph.node_count(),
+        "parameter_bytes": m.state_bytes(StateRole::Parameter),
+        "optimiser_bytes": m.state_bytes(StateRole::Optimiser),
+        "batch": m.batch.iter().map(|b| format!("{} {}{:?}", b.name, b.dtype, b.shape)).collect::<Vec<_>>(),
+        "scalars": m.scalars.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(),
+        "losses": m.losses, "metrics": m.metrics,
     });
     if args.plan {
         facts["memory"] = plan(&step)?;
