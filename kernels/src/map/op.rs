@@ -140,10 +140,16 @@ fn max(x: f32, y: f32) -> f32 {
     if x > y || x.is_nan() { x } else { y }
 }
 
+// Plain loops: `for_each` over zipped slices may stay a function of its own, compiled for the oldest processors.
+
 #[inline(always)]
 fn unary(out: &mut [f32], a: Source, f: impl Fn(f32) -> f32) {
     match a {
-        Values(a) => out.iter_mut().zip(a).for_each(|(out, &a)| *out = f(a)),
+        Values(a) => {
+            for (out, &a) in out.iter_mut().zip(a) {
+                *out = f(a);
+            }
+        }
         One(a) => out.fill(f(a)),
     }
 }
@@ -151,9 +157,13 @@ fn unary(out: &mut [f32], a: Source, f: impl Fn(f32) -> f32) {
 #[inline(always)]
 fn binary(out: &mut [f32], a: Source, b: Source, f: impl Fn(f32, f32) -> f32) {
     match (a, b) {
-        (Values(a), Values(b)) => out.iter_mut().zip(a.iter().zip(b)).for_each(|(out, (&a, &b))| *out = f(a, b)),
-        (Values(a), One(b)) => out.iter_mut().zip(a).for_each(|(out, &a)| *out = f(a, b)),
-        (One(a), Values(b)) => out.iter_mut().zip(b).for_each(|(out, &b)| *out = f(a, b)),
+        (Values(a), Values(b)) => {
+            for (out, (&a, &b)) in out.iter_mut().zip(a.iter().zip(b)) {
+                *out = f(a, b);
+            }
+        }
+        (Values(a), One(b)) => unary(out, Values(a), |a| f(a, b)),
+        (One(a), Values(b)) => unary(out, Values(b), |b| f(a, b)),
         (One(a), One(b)) => out.fill(f(a, b)),
     }
 }
@@ -204,9 +214,13 @@ fn lanes(values: &[f32], neutral: f32, f: impl Fn(f32, f32) -> f32) -> f32 {
     let chunks = values.chunks_exact(LANES);
     let rest = chunks.remainder();
     for chunk in chunks {
-        lanes.iter_mut().zip(chunk).for_each(|(lane, &v)| *lane = f(*lane, v));
+        for (lane, &v) in lanes.iter_mut().zip(chunk) {
+            *lane = f(*lane, v);
+        }
     }
-    lanes.iter_mut().zip(rest).for_each(|(lane, &v)| *lane = f(*lane, v));
+    for (lane, &v) in lanes.iter_mut().zip(rest) {
+        *lane = f(*lane, v);
+    }
     let mut width = LANES / 2;
     while width > 0 {
         for i in 0..width {

@@ -302,13 +302,19 @@ impl<'m> Worker<'m> {
                 total.clear();
                 total.resize(tile.cols, 0.0);
                 for values in values.chunks_exact(tile.cols) {
-                    total.iter_mut().zip(values).for_each(|(t, v)| *t += v);
+                    for (t, v) in total.iter_mut().zip(values) {
+                        *t += v;
+                    }
                 }
-                sums[at..][..tile.cols].iter_mut().zip(&*total).for_each(|(s, &t)| *s += f64::from(t));
+                for (s, &t) in sums[at..][..tile.cols].iter_mut().zip(&*total) {
+                    *s += f64::from(t);
+                }
             }
             (row, _) => {
                 for (r, values) in values.chunks_exact(tile.cols).enumerate() {
-                    sums[at + r * row..][..tile.cols].iter_mut().zip(values).for_each(|(s, &v)| *s += f64::from(v));
+                    for (s, &v) in sums[at + r * row..][..tile.cols].iter_mut().zip(values) {
+                        *s += f64::from(v);
+                    }
                 }
             }
         }
