@@ -10,7 +10,7 @@ import sys
 import time
 
 WARM_UP = 5
-RATE, MOMENTUM, TEMPERATURE, KD_SHARE = 0.01, 0.9, 4.0, 0.9
+RATE, MOMENTUM, TEMPERATURE, KD_SHARE = 0.001, 0.9, 4.0, 0.9
 
 
 class Job:

@@ -11,7 +11,7 @@ use std::time::Instant;
 /// Steps before the clock starts.
 const WARM_UP: usize = 5;
 /// Learning rate.
-pub const RATE: f64 = 0.01;
+pub const RATE: f64 = 0.001;
 /// Momentum of SGD.
 pub const MOMENTUM: f64 = 0.9;
 /// Temperature of distillation.
