@@ -156,8 +156,12 @@ fn bind_attributes(body: &mut Graph, given: &IndexMap<String, Attr>, defaults: &
         };
         let references = body.node(id).attrs.iter().filter_map(|(name, attr)| Some((name.clone(), refers(attr)?)));
         for (name, reference) in references.collect::<Vec<_>>() {
-            match given.get(&reference).or_else(|| defaults.get(&reference)) {
-                Some(value) => _ = body.node_mut(id).attrs.insert(name, value.clone()),
+            let value = match given.get(&reference).or_else(|| defaults.get(&reference)) {
+                Some(Attr::Raw(raw)) => Some(Attr::Raw(function::renamed(raw, &name))),
+                value => value.cloned(),
+            };
+            match value {
+                Some(value) => _ = body.node_mut(id).attrs.insert(name, value),
                 None => _ = body.node_mut(id).attrs.shift_remove(&name),
             }
         }

@@ -125,3 +125,11 @@ pub(crate) fn reference(raw: &Bytes) -> Option<String> {
     let attribute = AttributeProto::decode(raw.clone()).ok()?;
     (!attribute.ref_attr_name.is_empty()).then_some(attribute.ref_attr_name)
 }
+
+/// An encoded attribute under another name.
+pub(crate) fn renamed(raw: &Bytes, name: &str) -> Bytes {
+    let mut message = Message::default();
+    message.text(1, name);
+    message.encoded(wire::kept(raw, |number| number != 1));
+    message.into_bytes()
+}
