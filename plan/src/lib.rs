@@ -123,7 +123,7 @@ impl Work {
             let dead = task.reads.iter().chain(&task.writes).filter(|&&v| left[v] == 0 && self.passing(v));
             for &v in dead {
                 if std::mem::take(&mut live[v]) {
-                    bytes -= self.values[v].bytes;
+                    bytes = bytes.saturating_sub(self.values[v].bytes);
                 }
             }
         }
