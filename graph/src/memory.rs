@@ -80,7 +80,7 @@ impl Graph {
             let in_place = self.in_place(node).into_iter();
             let in_place = in_place.map(|(a, b)| (add(&mut work, a), add(&mut work, b))).collect();
             let place = places.get(&id).copied().unwrap_or(place);
-            work.task(Task { reads, writes, scratch: 0, in_place, place });
+            work.task(Task { reads, writes, in_place, place });
         }
         for &output in &self.outputs {
             let number = add(&mut work, output);

@@ -23,8 +23,6 @@ pub struct Task {
     pub reads: Vec<ValueId>,
     /// Values that it makes. Each is made by one task.
     pub writes: Vec<ValueId>,
-    /// Bytes that it needs only while it runs.
-    pub scratch: u64,
     /// Pairs of a read and a written value of which the second may take the place of the first, if nothing needs that any
     /// more. Each written value takes the first place that is to be had.
     pub in_place: Vec<(ValueId, ValueId)>,
@@ -112,13 +110,13 @@ impl Work {
             reused.places.iter().for_each(|&v| live[v] = false);
             let own = |values: &[ValueId]| values.iter().filter(|&&v| self.values[v].bytes > 0).count();
             usage.allocations += own(&task.writes) - own(&reused.places);
-            usage.during.push(bytes + new + task.scratch);
-            if usage.at.is_none() || bytes + new + task.scratch > usage.peak {
-                usage.peak = bytes + new + task.scratch;
+            bytes += new;
+            usage.during.push(bytes);
+            if usage.at.is_none() || bytes > usage.peak {
+                usage.peak = bytes;
                 usage.at = Some(number);
                 usage.live = (0..live.len()).filter(|&v| live[v]).collect();
             }
-            bytes += new;
             self.read(task, &mut left);
             let dead = task.reads.iter().chain(&task.writes).filter(|&&v| left[v] == 0 && self.passing(v));
             for &v in dead {

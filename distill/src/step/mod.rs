@@ -34,7 +34,7 @@ impl Step {
     }
 
     /// The inputs that are fed at every run: batch, scalars and noise.
-    pub fn fed(&self) -> Vec<&str> {
+    fn fed(&self) -> Vec<&str> {
         let m = &self.manifest;
         let names = m.batch.iter().map(|e| &e.name).chain(m.scalars.iter().map(|e| &e.name));
         names.chain(m.noise.iter().map(|e| &e.name)).map(String::as_str).collect()

@@ -127,7 +127,7 @@ fn work(
         place_of.insert(id, place);
         let reads: Vec<usize> = node.inputs.iter().map(|input| values[input]).collect();
         let in_place = in_place(model, node)?.into_iter().map(|(i, j)| (reads[i], made[j])).collect();
-        work.task(Task { reads, writes: made, scratch: 0, in_place, place });
+        work.task(Task { reads, writes: made, in_place, place });
         nodes.push(id);
     }
     for output in &model.outputs {
