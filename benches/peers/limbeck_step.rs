@@ -3,6 +3,7 @@
 //! `peer_step write NET BATCH FOLDER` writes what all sides start from: `FOLDER/NET.safetensors` with the first weights and
 //! the batch (`x`, `y`, `teacher_logits`), and `FOLDER/NET.onnx`, the net at this batch.
 //! `peer_step time NET BATCH ENGINE THREADS STEPS` times the train step on an engine.
+//! `peer_step lower NET BATCH ENGINE FILE` writes the step that an engine is given.
 //! `peer_step sparse NET BATCH ENGINE THREADS STEPS` times a step that trains the last block and the classifier alone, beside
 //! the net's inference of as many samples, run by run in turn.
 //! Each prints a line of JSON.
@@ -34,10 +35,15 @@ fn main() -> Result<()> {
         ["time", net, batch, engine, threads, steps] => {
             time(&common::case(net, batch.parse()?)?, engine, threads.parse()?, steps.parse()?)?
         }
+        ["lower", net, batch, name, file] => {
+            let step = common::lowered(&common::train_step(&common::case(net, batch.parse()?)?)?, engine(name)?)?;
+            step.graph.write(file)?;
+            json!({ "nodes": step.graph.nodes().count() })
+        }
         ["sparse", net, batch, engine, threads, steps] => {
             sparse(&common::case(net, batch.parse()?)?, engine, threads.parse()?, steps.parse()?)?
         }
-        _ => bail!("usage: peer_step write NET BATCH FOLDER | peer_step (time|sparse) NET BATCH ENGINE THREADS STEPS"),
+        _ => bail!("see the head of this example's file"),
     };
     println!("{printed}");
     Ok(())

@@ -29,5 +29,5 @@ pub use conv::{conv_forward, conv_grad_input, conv_grad_weight};
 pub use error::KernelError;
 pub use geometry::{ConvGeometry, ConvParams};
 pub use map::{MapInput, MapKernel, MapProgram};
-pub use parallel::Parallelism;
+pub use parallel::{Parallelism, Team};
 pub use product::Product;

@@ -1,29 +1,38 @@
-//! Thread counts, and scratch memory kept per thread.
+//! The threads of a kernel, and scratch memory kept per thread.
 
-use rayon::prelude::*;
+use rayon::Yield;
 use std::cell::Cell;
-use std::ops::Range;
+use std::hint::spin_loop;
+use std::ops::{Deref, DerefMut, Range};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
-/// How many threads a kernel may use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Parallelism {
+/// Threads that run the tasks of one kernel together.
+pub trait Team {
+    /// How many threads there are, the calling one included.
+    fn threads(&self) -> usize;
+
+    /// Calls `task` with each number below `count`, in any order and on any of the threads, and returns when all have
+    /// returned.
+    fn run(&self, count: usize, task: &(dyn Fn(usize) + Sync));
+}
+
+/// The threads that a kernel may use.
+#[derive(Clone, Copy, Default)]
+pub enum Parallelism<'t> {
     /// The calling thread only; rayon is not touched.
     #[default]
     Serial,
     /// At most so many threads of the current rayon pool (the global one outside of `ThreadPool::install`).
     Rayon(usize),
+    /// The threads of someone else.
+    Team(&'t dyn Team),
 }
 
-impl Parallelism {
-    /// `threads` threads; 0 and 1 mean [`Parallelism::Serial`].
+impl Parallelism<'_> {
+    /// `threads` threads of rayon; 0 and 1 mean [`Parallelism::Serial`].
     pub fn new(threads: usize) -> Self {
         if threads <= 1 { Self::Serial } else { Self::Rayon(threads) }
-    }
-
-    /// As [`Parallelism::new`], but serial for passes of less than 2 million floating point operations
-    /// ([`ConvGeometry::flops`](crate::ConvGeometry::flops)), which end before a second thread has woken up.
-    pub fn for_work(threads: usize, flops: f64) -> Self {
-        if flops < 2e6 { Self::Serial } else { Self::new(threads) }
     }
 
     /// The number of pieces that work is cut into, at least 1.
@@ -31,17 +40,54 @@ impl Parallelism {
         match self {
             Self::Serial => 1,
             Self::Rayon(threads) => threads.max(1),
+            Self::Team(team) => team.threads().max(1),
         }
     }
 
-    /// Runs `work` on each task: in order, or one rayon job a task.
+    /// Runs `work` on each task, on as many threads.
     pub(crate) fn for_each<T: Send>(self, tasks: Vec<T>, work: impl Fn(T) + Sync + Send) {
-        if self.threads() == 1 || tasks.len() <= 1 {
-            tasks.into_iter().for_each(work);
-        } else {
-            tasks.into_par_iter().with_max_len(1).for_each(work);
+        match self {
+            Self::Rayon(_) if tasks.len() > 1 => on_rayon(tasks, &work),
+            Self::Team(team) if tasks.len() > 1 => {
+                let tasks: Vec<Mutex<Option<T>>> = tasks.into_iter().map(|task| Mutex::new(Some(task))).collect();
+                team.run(tasks.len(), &|i| {
+                    // Each number comes once, so that nobody waits and the lock is never poisoned.
+                    let task = tasks[i].lock().unwrap_or_else(PoisonError::into_inner).take();
+                    task.into_iter().for_each(&work);
+                });
+            }
+            _ => tasks.into_iter().for_each(work),
         }
     }
+}
+
+/// Looks for other threads' end so many times before it sleeps, which takes longer than most kernels: about 0.1 ms.
+const PATIENCE: usize = 2000;
+
+/// One rayon job a task, the first on the calling thread.
+fn on_rayon<T: Send>(tasks: Vec<T>, work: &(impl Fn(T) + Sync + Send)) {
+    let open = AtomicUsize::new(tasks.len() - 1);
+    rayon::scope(|scope| {
+        let mut tasks = tasks.into_iter();
+        let first = tasks.next();
+        for task in tasks {
+            let open = &open;
+            scope.spawn(move |_| {
+                work(task);
+                open.fetch_sub(1, Ordering::Release);
+            });
+        }
+        first.into_iter().for_each(work);
+        for _ in 0..PATIENCE {
+            if open.load(Ordering::Acquire) == 0 {
+                break;
+            }
+            // Jobs that no other thread has taken.
+            if rayon::yield_local() != Some(Yield::Executed) {
+                spin_loop();
+            }
+        }
+    });
 }
 
 /// Range `index` of `pieces` contiguous ranges that cover `0..len`, the longer ones first.
@@ -51,31 +97,68 @@ pub(crate) fn piece(len: usize, pieces: usize, index: usize) -> Range<usize> {
     start..start + base + usize::from(index < longer)
 }
 
-thread_local!(static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) });
+/// Values of a line of the cache, which the widest vectors fill: one that lies in two takes twice the time.
+const LINE: usize = 16;
+
+/// A buffer that begins with a line.
+#[derive(Debug, Default)]
+pub(crate) struct Lines {
+    values: Vec<f32>,
+    start: usize,
+    len: usize,
+}
+
+impl Lines {
+    /// Sets the length. What it holds is arbitrary.
+    #[inline(always)]
+    pub(crate) fn resize(&mut self, len: usize) {
+        if self.values.len() < len + LINE {
+            self.values = vec![0.0; len + LINE];
+            self.start = self.values.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
+        }
+        self.len = len;
+    }
+}
+
+impl Deref for Lines {
+    type Target = [f32];
+
+    #[inline(always)]
+    fn deref(&self) -> &[f32] {
+        &self.values[self.start..][..self.len]
+    }
+}
+
+impl DerefMut for Lines {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut self.values[self.start..][..self.len]
+    }
+}
+
+thread_local!(static SCRATCH: Cell<Lines> = Cell::default());
 
 /// Values that the calling thread keeps.
 #[cfg(test)]
 pub(crate) fn kept_values() -> usize {
     let buffer = SCRATCH.take();
-    let len = buffer.len();
+    let len = buffer.values.len();
     SCRATCH.set(buffer);
     len
 }
 
-/// Lends `work` the calling thread's scratch slices of the given lengths. Their contents are arbitrary.
+/// Lends `work` the calling thread's scratch slices of the given lengths, each from the begin of a line on. Their contents
+/// are arbitrary.
 ///
 /// The memory is kept until the thread ends, so that repeated calls do not allocate.
 pub(crate) fn with_scratch<const N: usize, R>(lens: [usize; N], work: impl FnOnce([&mut [f32]; N]) -> R) -> R {
     let mut buffer = SCRATCH.take();
-    let total = lens.iter().sum();
-    if buffer.len() < total {
-        buffer = vec![0.0; total];
-    }
-    let mut rest = buffer.as_mut_slice();
+    buffer.resize(lens.iter().map(|len| len.next_multiple_of(LINE)).sum());
+    let mut rest = &mut buffer[..];
     let slices = lens.map(|len| {
-        let (slice, tail) = std::mem::take(&mut rest).split_at_mut(len);
+        let (slice, tail) = std::mem::take(&mut rest).split_at_mut(len.next_multiple_of(LINE));
         rest = tail;
-        slice
+        &mut slice[..len]
     });
     let result = work(slices);
     SCRATCH.set(buffer);

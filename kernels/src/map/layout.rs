@@ -99,15 +99,22 @@ impl Layout {
         Tile { rows, cols, start: row * self.cols() + col, row }
     }
 
-    /// Where an operand's value for the first position of a tile lies.
-    pub(super) fn offset(&self, tile: &Tile, strides: &Strides) -> usize {
-        let mut position = tile.start;
-        let mut offset = 0;
-        for (&dim, &stride) in self.dims.iter().zip(strides).rev() {
-            offset += position % dim * stride;
-            position /= dim;
+    /// The position of a tile's first value along each axis.
+    pub(super) fn position(&self, tile: &Tile, position: &mut Vec<usize>) {
+        position.clear();
+        let mut rest = tile.start;
+        for (axis, &dim) in self.dims.iter().enumerate().rev() {
+            // The outermost position is what is left.
+            position.push(if axis == 0 { rest } else { rest % dim });
+            rest = if rest < dim { 0 } else { rest / dim };
         }
-        offset
+        position.reverse();
+    }
+
+    /// Where an operand's value for a position lies.
+    #[inline(always)]
+    pub(super) fn offset(&self, position: &[usize], strides: &Strides) -> usize {
+        position.iter().zip(strides).map(|(at, stride)| at * stride).sum()
     }
 }
 
@@ -171,7 +178,9 @@ mod tests {
                         at * s
                     })
                     .sum();
-                assert_eq!(layout.offset(&tile, &merged[0]), want, "{shape:?} {tile:?}");
+                let mut at = vec![];
+                layout.position(&tile, &mut at);
+                assert_eq!(layout.offset(&at, &merged[0]), want, "{shape:?} {tile:?}");
             }
             assert_eq!(next, shape.iter().product::<usize>());
         }

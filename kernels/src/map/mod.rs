@@ -12,7 +12,9 @@
 mod layout;
 mod math;
 mod op;
+mod pass;
 mod plan;
+mod reduce;
 mod run;
 
 use crate::error::KernelError;

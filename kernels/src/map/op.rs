@@ -1,6 +1,7 @@
 //! The operators of a map, each as a loop over one block of values.
 
 use super::math;
+use super::reduce::max;
 
 /// An operator of ai.onnx that works value by value, or reduces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -81,6 +82,21 @@ impl Op {
     pub(super) fn reduces(self) -> bool {
         matches!(self, Op::ReduceSum | Op::ReduceMean | Op::ReduceMax)
     }
+
+    /// Whether operands may change places.
+    pub(super) fn commutes(self) -> bool {
+        matches!(self, Op::Add | Op::Mul)
+    }
+
+    /// Whether [`apply_two`] has it as the first operator.
+    pub(super) fn comes_first(self) -> bool {
+        matches!(self, Op::Add | Op::Sub | Op::Mul | Op::Max | Op::Min | Op::Less | Op::Greater)
+    }
+
+    /// Whether [`apply_two`] has it as the second operator.
+    pub(super) fn comes_second(self) -> bool {
+        matches!(self, Op::Add | Op::Sub | Op::Mul | Op::Max | Op::Min | Op::Relu)
+    }
 }
 
 /// An operand within a block: values as long as the result, or one for all.
@@ -94,7 +110,6 @@ use Source::{One, Values};
 /// `out = op(a, b, c)`, value by value; operands that the operator lacks are not read.
 #[inline(always)]
 pub(super) fn apply(op: Op, out: &mut [f32], [a, b, c]: [Source; 3]) {
-    let truth = |x: bool| if x { 1.0 } else { 0.0 };
     match op {
         Op::Identity => unary(out, a, |x| x),
         Op::Neg => unary(out, a, |x| -x),
@@ -106,8 +121,7 @@ pub(super) fn apply(op: Op, out: &mut [f32], [a, b, c]: [Source; 3]) {
         Op::Sigmoid => unary(out, a, math::sigmoid),
         Op::Tanh => unary(out, a, math::tanh),
         Op::Erf => unary(out, a, math::erf),
-        // Comparisons that NaN fails keep NaN.
-        Op::Relu => unary(out, a, |x| if x < 0.0 { 0.0 } else { x }),
+        Op::Relu => unary(out, a, relu),
         Op::Sign => unary(out, a, |x| {
             let sign = if x < 0.0 { -1.0 } else { x };
             if x > 0.0 { 1.0 } else { sign }
@@ -117,7 +131,7 @@ pub(super) fn apply(op: Op, out: &mut [f32], [a, b, c]: [Source; 3]) {
         Op::Sub => binary(out, a, b, |x, y| x - y),
         Op::Mul => binary(out, a, b, |x, y| x * y),
         Op::Div => binary(out, a, b, |x, y| x / y),
-        Op::Min => binary(out, a, b, |x, y| if x < y || x.is_nan() { x } else { y }),
+        Op::Min => binary(out, a, b, min),
         Op::Max => binary(out, a, b, max),
         Op::Equal => binary(out, a, b, |x, y| truth(x == y)),
         Op::Less => binary(out, a, b, |x, y| truth(x < y)),
@@ -134,10 +148,50 @@ pub(super) fn apply(op: Op, out: &mut [f32], [a, b, c]: [Source; 3]) {
     }
 }
 
-/// The larger, or NaN if one is.
+/// `out = second(first(a, b), c)`, value by value, for operators that [`Op::comes_first`] and [`Op::comes_second`] name; `a`
+/// are values. What a second operator lacks is not read.
 #[inline(always)]
-fn max(x: f32, y: f32) -> f32 {
-    if x > y || x.is_nan() { x } else { y }
+pub(super) fn apply_two(first: Op, second: Op, out: &mut [f32], operands: [Source; 3]) {
+    match first {
+        Op::Add => then(second, out, operands, |x, y| x + y),
+        Op::Sub => then(second, out, operands, |x, y| x - y),
+        Op::Mul => then(second, out, operands, |x, y| x * y),
+        Op::Max => then(second, out, operands, max),
+        Op::Min => then(second, out, operands, min),
+        Op::Less => then(second, out, operands, |x, y| truth(x < y)),
+        Op::Greater => then(second, out, operands, |x, y| truth(x > y)),
+        _ => {}
+    }
+}
+
+#[inline(always)]
+fn then(second: Op, out: &mut [f32], operands: [Source; 3], first: impl Fn(f32, f32) -> f32) {
+    match second {
+        Op::Add => ternary(out, operands, |x, y, z| first(x, y) + z),
+        Op::Sub => ternary(out, operands, |x, y, z| first(x, y) - z),
+        Op::Mul => ternary(out, operands, |x, y, z| first(x, y) * z),
+        Op::Max => ternary(out, operands, |x, y, z| max(first(x, y), z)),
+        Op::Min => ternary(out, operands, |x, y, z| min(first(x, y), z)),
+        Op::Relu => ternary(out, operands, |x, y, _| relu(first(x, y))),
+        _ => {}
+    }
+}
+
+#[inline(always)]
+pub(super) fn truth(x: bool) -> f32 {
+    if x { 1.0 } else { 0.0 }
+}
+
+/// A comparison that NaN fails keeps NaN.
+#[inline(always)]
+fn relu(x: f32) -> f32 {
+    if x < 0.0 { 0.0 } else { x }
+}
+
+/// The smaller, or NaN if one is.
+#[inline(always)]
+fn min(x: f32, y: f32) -> f32 {
+    if x < y || x.is_nan() { x } else { y }
 }
 
 // Plain loops: `for_each` over zipped slices may stay a function of its own, compiled for the oldest processors.
@@ -169,6 +223,21 @@ fn binary(out: &mut [f32], a: Source, b: Source, f: impl Fn(f32, f32) -> f32) {
 }
 
 #[inline(always)]
+fn ternary(out: &mut [f32], [a, b, c]: [Source; 3], f: impl Fn(f32, f32, f32) -> f32) {
+    let Values(a) = a else { return };
+    match (b, c) {
+        (Values(b), Values(c)) => {
+            for ((out, &a), (&b, &c)) in out.iter_mut().zip(a).zip(b.iter().zip(c)) {
+                *out = f(a, b, c);
+            }
+        }
+        (Values(b), One(c)) => binary(out, Values(a), Values(b), |a, b| f(a, b, c)),
+        (One(b), Values(c)) => binary(out, Values(a), Values(c), |a, c| f(a, b, c)),
+        (One(b), One(c)) => unary(out, Values(a), |a| f(a, b, c)),
+    }
+}
+
+#[inline(always)]
 fn select(out: &mut [f32], condition: &[f32], a: Source, b: Source) {
     #[inline(always)]
     fn each(out: &mut [f32], condition: &[f32], a: impl Fn(usize) -> f32, b: impl Fn(usize) -> f32) {
@@ -193,40 +262,4 @@ fn select(out: &mut [f32], condition: &[f32], a: Source, b: Source) {
         }
         (One(a), One(b)) => each(out, condition, |_| a, |_| b),
     }
-}
-
-/// The sum, in lanes so that the order allows vectors.
-#[inline(always)]
-pub(super) fn sum(values: &[f32]) -> f32 {
-    lanes(values, 0.0, |a, b| a + b)
-}
-
-/// The largest value, or NaN if one is.
-#[inline(always)]
-pub(super) fn largest(values: &[f32]) -> f32 {
-    lanes(values, f32::NEG_INFINITY, max)
-}
-
-#[inline(always)]
-fn lanes(values: &[f32], neutral: f32, f: impl Fn(f32, f32) -> f32) -> f32 {
-    const LANES: usize = 32;
-    let mut lanes = [neutral; LANES];
-    let chunks = values.chunks_exact(LANES);
-    let rest = chunks.remainder();
-    for chunk in chunks {
-        for (lane, &v) in lanes.iter_mut().zip(chunk) {
-            *lane = f(*lane, v);
-        }
-    }
-    for (lane, &v) in lanes.iter_mut().zip(rest) {
-        *lane = f(*lane, v);
-    }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for i in 0..width {
-            lanes[i] = f(lanes[i], lanes[i + width]);
-        }
-        width /= 2;
-    }
-    lanes[0]
 }

@@ -1,6 +1,7 @@
 //! A map for given shapes: what each value is within a tile, where it is kept, and where results go.
 
 use super::layout::{LONGEST_ROW, Layout, Strides, broadcast, strides};
+use super::pass::{Pass, passes};
 use super::{MapProgram, Op, Step};
 use crate::error::KernelError;
 
@@ -29,17 +30,20 @@ pub(super) enum Target {
 /// A [`MapProgram`] for inputs of given shapes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MapKernel {
-    pub(super) steps: Vec<Step>,
+    pub(super) passes: Vec<Pass>,
+    steps: usize,
     pub(super) layout: Layout,
     /// Strides and lengths of the inputs.
     pub(super) inputs: Vec<(Strides, usize)>,
     /// By value.
     pub(super) extents: Vec<Extent>,
-    /// By value: the buffer that holds it during a tile.
+    /// By value: the buffer that holds it during a tile, if one does.
     pub(super) slots: Vec<usize>,
     pub(super) slot_count: usize,
     /// By value: the output that holds it, if it has a value a position and is a result.
     pub(super) homes: Vec<Option<usize>>,
+    /// By value: the outputs that it is copied or added to.
+    pub(super) copies: Vec<Vec<usize>>,
     /// For each result its value, where it goes, and how many values it has.
     pub(super) results: Vec<(usize, Target, usize)>,
     /// How many values a reduction takes together.
@@ -103,17 +107,20 @@ impl MapKernel {
             };
             results.push((value, target, own[value].iter().product()));
         }
-        let (slots, slot_count) = slots(program);
+        let passes = passes(program, &extents, &results);
+        let (slots, slot_count) = slots(program.inputs, extents.len(), &passes);
         let home = |value: usize| {
             results
                 .iter()
                 .position(|(v, target, _)| (*v, target) == (value, &Target::All))
                 .filter(|_| extents[value] == Extent::All)
         };
-        let homes = (0..extents.len()).map(home).collect();
+        let homes: Vec<Option<usize>> = (0..extents.len()).map(home).collect();
+        let of = |value: usize| (0..results.len()).filter(|&j| results[j].0 == value && homes[value] != Some(j)).collect();
+        let copies = (0..extents.len()).map(of).collect();
         let shapes = program.results.iter().map(|&v| own[v].clone()).collect();
-        let steps = program.steps.clone();
-        Ok(MapKernel { steps, layout, inputs, extents, slots, slot_count, homes, results, reduced, by_row, shapes })
+        let steps = program.steps.len();
+        Ok(MapKernel { passes, steps, layout, inputs, extents, slots, slot_count, homes, copies, results, reduced, by_row, shapes })
     }
 
     /// Shapes of the results.
@@ -134,7 +141,7 @@ impl MapKernel {
 
     /// Values times operators: what a call costs.
     pub fn operations(&self) -> f64 {
-        self.layout.len() as f64 * self.steps.len() as f64
+        self.layout.len() as f64 * self.steps as f64
     }
 
     /// Number of inputs.
@@ -207,31 +214,38 @@ fn extents(program: &MapProgram, layout: &Layout, inputs: &[(Strides, usize)], b
         let widest = step.args.iter().map(|&a| all[a]).max().unwrap_or(Extent::One);
         all.push(if step.op.reduces() && by_row { rows } else { widest });
     }
+    // An input that is only ever needed a value a position is spread when it is read.
+    for input in 0..inputs.len() {
+        let mut uses = (program.steps.iter().enumerate()).filter(|(_, step)| step.args.contains(&input));
+        let wide = |(i, step): (usize, &Step)| !step.op.reduces() && all[program.inputs + i] == Extent::All;
+        if all[input] == Extent::Rows && uses.all(wide) {
+            all[input] = Extent::All;
+        }
+    }
     all
 }
 
-/// A buffer for each value, shared by values that are not needed at the same time. Inputs keep theirs from tile to tile.
-fn slots(program: &MapProgram) -> (Vec<usize>, usize) {
-    let values = program.inputs + program.steps.len();
+/// A buffer for each value that a pass makes, shared by values that are not needed at the same time. Inputs keep theirs
+/// from tile to tile.
+fn slots(inputs: usize, values: usize, passes: &[Pass]) -> (Vec<usize>, usize) {
     let mut last = vec![0; values];
-    for (i, step) in program.steps.iter().enumerate() {
-        step.args.iter().for_each(|&a| last[a] = i);
+    for (i, pass) in passes.iter().enumerate() {
+        last[pass.value] = i;
+        pass.args.iter().for_each(|&a| last[a] = i);
     }
-    let mut slots: Vec<usize> = (0..program.inputs).collect();
-    let (mut free, mut count) = (vec![], program.inputs);
-    for (i, step) in program.steps.iter().enumerate() {
-        let value = program.inputs + i;
-        slots.push(free.pop().unwrap_or_else(|| {
+    let mut slots: Vec<usize> = (0..values).collect();
+    let (mut free, mut count) = (vec![], inputs);
+    for (i, pass) in passes.iter().enumerate() {
+        slots[pass.value] = free.pop().unwrap_or_else(|| {
             count += 1;
             count - 1
-        }));
-        let mut ended: Vec<usize> =
-            step.args.iter().copied().filter(|&a| a >= program.inputs && last[a] == i).collect();
+        });
+        let mut ended: Vec<usize> = pass.args.iter().copied().filter(|&a| a >= inputs && last[a] == i).collect();
+        if last[pass.value] == i {
+            ended.push(pass.value);
+        }
         ended.sort_unstable();
         ended.dedup();
-        if last[value] == 0 {
-            ended.push(value);
-        }
         free.extend(ended.into_iter().map(|v| slots[v]));
     }
     (slots, count)

@@ -1,11 +1,13 @@
 //! Running a map: tiles in order, each through all operators.
 
 use super::layout::{Strides, Tile};
-use super::op::{self, Op, Source};
+use super::op::{self, Source};
+use super::pass::{Kind, Pass};
 use super::plan::{Extent, MapKernel, Target};
-use super::{MapInput, Step};
+use super::reduce;
+use super::{MapInput, Op};
 use crate::error::{KernelError, check_len};
-use crate::parallel::{Parallelism, piece};
+use crate::parallel::{Lines, Parallelism, piece};
 use crate::vector::vectorised;
 use std::mem::take;
 use std::ops::Range;
@@ -96,8 +98,8 @@ impl MapKernel {
             if !matches!(target, Target::Sums(_)) {
                 continue;
             }
-            let mean = self.steps[value - self.input_count()].op == Op::ReduceMean;
-            let factor = if mean { 1.0 / self.reduced as f64 } else { 1.0 };
+            let mean = |pass: &Pass| pass.value == *value && pass.kind == Kind::Sum { mean: true };
+            let factor = if self.passes.iter().any(mean) { 1.0 / self.reduced as f64 } else { 1.0 };
             let Some((first, others)) = pieces.split_first_mut() else { continue };
             let Output { values, sums, .. } = &mut first.outputs[i];
             for (at, value) in values.iter_mut().enumerate() {
@@ -122,65 +124,105 @@ struct Output<'o> {
     sums: Vec<f64>,
 }
 
+/// Where a value's part of a tile is.
+#[derive(Clone, Copy)]
+enum Place {
+    /// In an input, which is read in place.
+    Input,
+    /// In a buffer.
+    Slot(usize),
+    /// In an output.
+    Output(usize),
+}
+
 /// Buffers of one thread.
 struct Worker<'m> {
     map: &'m MapKernel,
     inputs: &'m [MapInput<'m>],
-    /// A tile's part of each input that cannot be read in place, then results of operators.
-    slots: Vec<Vec<f32>>,
+    /// By value.
+    places: Vec<Place>,
+    /// A tile's part of each input that cannot be read in place, then results of passes.
+    slots: Vec<Lines>,
     /// What an input's slot holds: from which offset, and how many rows and columns.
     held: Vec<Option<(usize, usize, usize)>>,
-    /// Where each input begins in the tile at hand, when it is read in place.
-    direct: Vec<Option<usize>>,
+    /// Position of the tile at hand along each axis of the layout.
+    position: Vec<usize>,
+    /// Where each input begins in the tile at hand.
+    offsets: Vec<usize>,
     /// Operands spread over the tile.
-    spread: [Vec<f32>; 3],
+    spread: [Lines; 3],
 }
 
 impl<'m> Worker<'m> {
     fn new(map: &'m MapKernel, inputs: &'m [MapInput<'m>]) -> Self {
         let count = inputs.len();
-        let slots = vec![vec![]; map.slot_count];
-        Worker { map, inputs, slots, held: vec![None; count], direct: vec![None; count], spread: Default::default() }
+        let in_place = |i: usize| {
+            let (strides, _) = &map.inputs[i];
+            let contiguous = strides[strides.len() - 1] == 1
+                && (map.layout.tile[0] == 1 || strides[strides.len() - 2] == map.layout.cols());
+            contiguous && matches!(inputs[i], MapInput::F32(_))
+        };
+        let place = |value: usize| match map.homes[value] {
+            Some(home) => Place::Output(home),
+            None if value < count && in_place(value) => Place::Input,
+            None => Place::Slot(map.slots[value]),
+        };
+        Worker {
+            map,
+            inputs,
+            places: (0..map.homes.len()).map(place).collect(),
+            slots: (0..map.slot_count).map(|_| Lines::default()).collect(),
+            held: vec![None; count],
+            position: vec![],
+            offsets: vec![0; count],
+            spread: Default::default(),
+        }
     }
 
     #[inline(always)]
     fn tile(&mut self, tile: &Tile, outputs: &mut [Output]) {
+        let map = self.map;
+        map.layout.position(tile, &mut self.position);
         for i in 0..self.inputs.len() {
-            match self.inputs[i] {
-                MapInput::Output(j) => {
+            self.offsets[i] = map.layout.offset(&self.position, &map.inputs[i].0);
+            match (self.places[i], self.inputs[i]) {
+                (_, MapInput::Output(j)) => {
                     let output = &outputs[j];
                     let values = &output.values[tile.start - output.start..][..tile.rows * tile.cols];
-                    self.slots[i].resize(values.len(), 0.0);
+                    self.slots[i].resize(values.len());
                     self.slots[i].copy_from_slice(values);
                 }
-                _ => self.load(i, tile),
+                (Place::Slot(_), _) => self.load(i, tile),
+                _ => {}
             }
         }
-        let map = self.map;
-        for (i, step) in map.steps.iter().enumerate() {
-            let value = self.inputs.len() + i;
-            if let Some(home) = map.homes[value] {
-                // Taken out, so that operands can be read from the other outputs meanwhile.
-                let whole = take(&mut outputs[home].values);
-                self.step(step, value, tile, outputs, part(whole, outputs[home].start, tile));
-                outputs[home].values = whole;
-            } else {
-                let mut out = take(&mut self.slots[map.slots[value]]);
-                out.resize(len(map.extents[value], tile), 0.0);
-                self.step(step, value, tile, outputs, &mut out);
-                self.slots[map.slots[value]] = out;
+        for pass in &map.passes {
+            match self.places[pass.value] {
+                Place::Output(home) => {
+                    // Taken out, so that operands can be read from the other outputs meanwhile.
+                    let whole = take(&mut outputs[home].values);
+                    self.pass(pass, tile, outputs, part(whole, outputs[home].start, tile));
+                    outputs[home].values = whole;
+                }
+                Place::Slot(slot) if !matches!(pass.kind, Kind::Sum { .. }) => {
+                    let mut out = take(&mut self.slots[slot]);
+                    out.resize(len(map.extents[pass.value], tile));
+                    self.pass(pass, tile, outputs, &mut out);
+                    self.slots[slot] = out;
+                }
+                _ => {}
             }
-            for j in (0..outputs.len()).filter(|&j| map.results[j].0 == value && map.homes[value] != Some(j)) {
+            for &j in &map.copies[pass.value] {
                 let mut output = take(&mut outputs[j]);
                 match &map.results[j].1 {
-                    Target::Sums(strides) => self.add(step.args[0], tile, strides, outputs, &mut output.sums),
+                    Target::Sums(strides) => self.add(&pass.args, tile, strides, outputs, &mut output.sums),
                     Target::All => {
-                        let own = self.value(value, tile, outputs);
-                        spread(own, map.extents[value], tile, part(output.values, output.start, tile));
+                        let own = self.value(pass.value, tile, outputs);
+                        spread(own, map.extents[pass.value], tile, part(output.values, output.start, tile));
                     }
                     Target::Rows => {
                         let to = &mut output.values[tile.row - output.start..][..tile.rows];
-                        to.copy_from_slice(&self.slots[map.slots[value]][..tile.rows]);
+                        to.copy_from_slice(&self.slots[map.slots[pass.value]][..tile.rows]);
                     }
                 }
                 outputs[j] = output;
@@ -188,130 +230,146 @@ impl<'m> Worker<'m> {
         }
     }
 
-    /// A tile of a value: of an input that is read in place, of an output that holds it, or what a buffer holds.
+    /// A tile of a value.
     #[inline(always)]
     fn value<'a>(&'a self, value: usize, tile: &Tile, outputs: &'a [Output]) -> &'a [f32] {
         let all = tile.rows * tile.cols;
-        if let Some(offset) = self.direct.get(value).copied().flatten() {
-            return match self.inputs[value] {
-                MapInput::F32(values) => &values[offset..][..all],
+        match self.places[value] {
+            Place::Slot(slot) => &self.slots[slot],
+            Place::Output(home) => &outputs[home].values[tile.start - outputs[home].start..][..all],
+            Place::Input => match self.inputs[value] {
+                MapInput::F32(values) => &values[self.offsets[value]..][..all],
                 MapInput::Bool(_) | MapInput::Output(_) => &[],
-            };
-        }
-        match self.map.homes[value] {
-            Some(home) => &outputs[home].values[tile.start - outputs[home].start..][..all],
-            None => &self.slots[self.map.slots[value]],
+            },
         }
     }
 
-    /// Makes an input's part of the tile ready: in place if it is contiguous, else copied.
+    /// Copies an input's part of the tile to its slot, if it is not there from the tile before.
     #[inline(always)]
     fn load(&mut self, i: usize, tile: &Tile) {
         let (strides, _) = &self.map.inputs[i];
         let (row, col) = (strides[strides.len() - 2], strides[strides.len() - 1]);
-        let offset = self.map.layout.offset(tile, strides);
-        let extent = self.map.extents[i];
-        let contiguous = extent == Extent::All && (tile.rows == 1 || row == self.map.layout.cols());
-        self.direct[i] = None;
-        if contiguous && matches!(self.inputs[i], MapInput::F32(_)) {
-            self.direct[i] = Some(offset);
-            return;
-        }
-        let wanted = Some((offset, tile.rows, tile.cols));
+        let wanted = Some((self.offsets[i], tile.rows, tile.cols));
         if self.held[i] == wanted {
             return;
         }
         self.held[i] = wanted;
         let slot = &mut self.slots[i];
-        let (rows, cols) = match extent {
+        let (rows, cols) = match self.map.extents[i] {
             Extent::One => (1, 1),
             Extent::Rows => (tile.rows, 1),
             Extent::All => (tile.rows, tile.cols),
         };
-        slot.resize(rows * cols, 0.0);
+        slot.resize(rows * cols);
         for (r, to) in slot.chunks_exact_mut(cols).enumerate() {
-            let from = offset + r * row;
+            let from = self.offsets[i] + r * row;
             match self.inputs[i] {
-                MapInput::F32(values) if col == 0 => to[0] = values[from],
+                MapInput::F32(values) if col == 0 => to.fill(values[from]),
                 MapInput::F32(values) => to.copy_from_slice(&values[from..][..cols]),
                 MapInput::Output(_) => {}
+                MapInput::Bool(values) if col == 0 => to.fill(op::truth(values[from] != 0)),
                 MapInput::Bool(values) => {
-                    to.iter_mut().zip(&values[from..]).for_each(|(to, &b)| *to = if b != 0 { 1.0 } else { 0.0 });
+                    to.iter_mut().zip(&values[from..]).for_each(|(to, &b)| *to = op::truth(b != 0));
                 }
             }
         }
     }
 
-    /// Runs an operator on a tile.
+    /// Runs a pass over a tile.
     #[inline(always)]
-    fn step(&mut self, step: &Step, value: usize, tile: &Tile, outputs: &[Output], out: &mut [f32]) {
+    fn pass(&mut self, pass: &Pass, tile: &Tile, outputs: &[Output], out: &mut [f32]) {
         let map = self.map;
-        let mut temporary = take(&mut self.spread);
-        if step.op.reduces() {
-            let (arg, own) = (self.value(step.args[0], tile, outputs), map.extents[step.args[0]]);
+        if let Kind::One(op) = pass.kind
+            && op.reduces()
+        {
+            let (arg, own) = (self.value(pass.args[0], tile, outputs), map.extents[pass.args[0]]);
             match map.reduced {
                 1 => spread(arg, own, tile, out),
-                _ if map.by_row => reduce_rows(step.op, arg, own, tile, out),
-                // The tile is added to sums when the result is written.
+                _ if map.by_row => reduce_rows(op, arg, own, tile, out),
+                // A reduction that nobody uses.
                 _ => {}
             }
-        } else {
-            let mut operands = [Source::One(0.0); 3];
-            for ((operand, &arg), temporary) in operands.iter_mut().zip(&step.args).zip(temporary.iter_mut()) {
-                let values = self.value(arg, tile, outputs);
-                *operand = match map.extents[arg] {
-                    Extent::One => Source::One(values[0]),
-                    own if own == map.extents[value] => Source::Values(&values[..out.len()]),
-                    own => {
-                        temporary.resize(out.len(), 0.0);
-                        spread(values, own, tile, temporary);
-                        Source::Values(&temporary[..])
-                    }
-                };
-            }
-            op::apply(step.op, out, operands);
+            return;
+        }
+        let mut temporary = take(&mut self.spread);
+        let mut operands = [Source::One(0.0); 3];
+        for ((operand, &arg), temporary) in operands.iter_mut().zip(&pass.args).zip(temporary.iter_mut()) {
+            let values = self.value(arg, tile, outputs);
+            *operand = match map.extents[arg] {
+                Extent::One => Source::One(values[0]),
+                own if own == map.extents[pass.value] => Source::Values(&values[..out.len()]),
+                own => {
+                    temporary.resize(out.len());
+                    spread(values, own, tile, temporary);
+                    Source::Values(&temporary[..])
+                }
+            };
+        }
+        match pass.kind {
+            Kind::One(op) => op::apply(op, out, operands),
+            Kind::Two(first, second) => op::apply_two(first, second, out, operands),
+            Kind::Sum { .. } => {}
         }
         self.spread = temporary;
     }
 
-    /// Adds a tile of a value to sums over axes that are not the rows.
+    /// Adds a tile of a value, or of the product of two, to sums over axes that are not the rows.
     #[inline(always)]
-    fn add(&mut self, value: usize, tile: &Tile, strides: &Strides, outputs: &[Output], sums: &mut [f64]) {
-        let map = self.map;
+    fn add(&mut self, args: &[usize], tile: &Tile, strides: &Strides, outputs: &[Output], sums: &mut [f64]) {
         let (row, col) = (strides[strides.len() - 2], strides[strides.len() - 1]);
-        let at = map.layout.offset(tile, strides);
+        let at = self.map.layout.offset(&self.position, strides);
+        let all = tile.rows * tile.cols;
         let mut temporary = take(&mut self.spread);
-        let own = self.value(value, tile, outputs);
         let [values, total, _] = &mut temporary;
-        let values = match map.extents[value] {
-            Extent::All => &own[..tile.rows * tile.cols],
-            extent => {
-                values.resize(tile.rows * tile.cols, 0.0);
+        let own = self.value(args[0], tile, outputs);
+        let other = args.get(1).map(|&other| &self.value(other, tile, outputs)[..all]);
+        let own = match (self.map.extents[args[0]], other) {
+            (Extent::All, None) => &own[..all],
+            (Extent::All, Some(other)) if col == 0 => {
+                // Sums of values that are together: the products are needed nowhere.
+                let own = &own[..all];
+                if row == 0 {
+                    sums[at] += f64::from(reduce::sum_of_products(own, other));
+                } else {
+                    for (r, (a, b)) in own.chunks_exact(tile.cols).zip(other.chunks_exact(tile.cols)).enumerate() {
+                        sums[at + r * row] += f64::from(reduce::sum_of_products(a, b));
+                    }
+                }
+                self.spread = temporary;
+                return;
+            }
+            (_, Some(other)) => {
+                values.resize(all);
+                op::apply(Op::Mul, values, [Source::Values(&own[..all]), Source::Values(other), Source::One(0.0)]);
+                &values[..]
+            }
+            (extent, None) => {
+                values.resize(all);
                 spread(own, extent, tile, values);
                 &values[..]
             }
         };
         match (row, col) {
-            (0, 0) => sums[at] += f64::from(op::sum(values)),
+            (0, 0) => sums[at] += f64::from(reduce::sum(own)),
             (row, 0) => {
-                for (r, values) in values.chunks_exact(tile.cols).enumerate() {
-                    sums[at + r * row] += f64::from(op::sum(values));
+                for (r, values) in own.chunks_exact(tile.cols).enumerate() {
+                    sums[at + r * row] += f64::from(reduce::sum(values));
                 }
             }
             (0, _) => {
-                total.clear();
-                total.resize(tile.cols, 0.0);
-                for values in values.chunks_exact(tile.cols) {
+                total.resize(tile.cols);
+                total.fill(0.0);
+                for values in own.chunks_exact(tile.cols) {
                     for (t, v) in total.iter_mut().zip(values) {
                         *t += v;
                     }
                 }
-                for (s, &t) in sums[at..][..tile.cols].iter_mut().zip(&*total) {
+                for (s, &t) in sums[at..][..tile.cols].iter_mut().zip(total.iter()) {
                     *s += f64::from(t);
                 }
             }
             (row, _) => {
-                for (r, values) in values.chunks_exact(tile.cols).enumerate() {
+                for (r, values) in own.chunks_exact(tile.cols).enumerate() {
                     for (s, &v) in sums[at + r * row..][..tile.cols].iter_mut().zip(values) {
                         *s += f64::from(v);
                     }
@@ -358,8 +416,8 @@ fn reduce_rows(op: Op, values: &[f32], extent: Extent, tile: &Tile, out: &mut [f
         *out = match (extent, op) {
             (Extent::One, _) => one(values[0]),
             (Extent::Rows, _) => one(values[r]),
-            (Extent::All, Op::ReduceMax) => op::largest(&values[r * tile.cols..][..tile.cols]),
-            (Extent::All, _) => op::sum(&values[r * tile.cols..][..tile.cols]) * factor,
+            (Extent::All, Op::ReduceMax) => reduce::largest(&values[r * tile.cols..][..tile.cols]),
+            (Extent::All, _) => reduce::sum(&values[r * tile.cols..][..tile.cols]) * factor,
         };
     }
 }

@@ -1,12 +1,15 @@
 //! What ONNX Runtime tells a custom operator through its C API: of the node that a kernel is made for, and of a call.
 
 use crate::fused::{Attributes, Elements, FusedError, Operand};
+use limbeck_kernels::Team;
 use ort_sys::{ONNXTensorElementDataType as Element, OrtKernelContext, OrtKernelInfo, OrtStatusPtr, OrtValue};
 use std::{
-    ffi::{CStr, CString, c_char},
+    ffi::{CStr, CString, c_char, c_void},
     marker::PhantomData,
+    panic::{AssertUnwindSafe, catch_unwind},
     ptr::{null, null_mut},
     slice,
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 /// The error in a status of the C API.
@@ -140,6 +143,11 @@ impl<'c> Call<'c> {
         Ok(Input { element, shape, data: data.cast::<u8>().cast_const() })
     }
 
+    /// So many threads of the session.
+    pub(super) fn team(&self, count: usize) -> Threads<'_> {
+        Threads { count, call: self }
+    }
+
     /// The memory of a result of this shape.
     pub(super) fn result(&self, index: usize, shape: &[usize]) -> Result<&'c mut [f32], FusedError> {
         let dims: Vec<i64> = shape.iter().map(|&d| d as i64).collect();
@@ -161,6 +169,46 @@ impl<'c> Call<'c> {
             // each result once. Any bits are a float.
             _ => Ok(unsafe { slice::from_raw_parts_mut(data.cast_mut(), len) }),
         }
+    }
+}
+
+/// The session's own threads, during a call.
+pub(super) struct Threads<'c> {
+    count: usize,
+    call: &'c Call<'c>,
+}
+
+/// What [`Threads::run`] hands to the library for its threads.
+struct Work<'w> {
+    task: &'w (dyn Fn(usize) + Sync),
+    failed: AtomicBool,
+}
+
+impl Team for Threads<'_> {
+    fn threads(&self) -> usize {
+        self.count
+    }
+
+    fn run(&self, count: usize, task: &(dyn Fn(usize) + Sync)) {
+        unsafe extern "C" fn one(work: *mut c_void, i: usize) {
+            // SAFETY: `work` is the pointer to a `Work` below, which lives until the library's call has returned. Only shared
+            // references to it exist, and all of it may be used by several threads at once.
+            let work = unsafe { &*work.cast::<Work>().cast_const() };
+            // A panic must not reach the library.
+            if catch_unwind(AssertUnwindSafe(|| (work.task)(i))).is_err() {
+                work.failed.store(true, Ordering::Relaxed);
+            }
+        }
+        let work = Work { task, failed: AtomicBool::new(false) };
+        let data = (&raw const work).cast_mut().cast();
+        // SAFETY: the context is that of a call that runs. The library calls `one` with `data` and each number below `count`
+        // and returns when all have returned.
+        let ran = ask(unsafe { (ort::api().KernelContext_ParallelFor)(self.call.0, one, count, 0, data) });
+        // Both end in an error of the call: who computes a result has no other way to say that it is not there.
+        if let Err(error) = ran {
+            panic!("its threads: {error}");
+        }
+        assert!(!work.failed.into_inner(), "a kernel panicked");
     }
 }
 

@@ -24,14 +24,13 @@ use ort_sys::{
     OrtCustomOpInputOutputCharacteristic as Characteristic, OrtErrorCode, OrtKernelContext, OrtKernelInfo, OrtMemType,
     OrtStatusPtr,
 };
-use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::{
     collections::BTreeMap,
     ffi::{CString, c_char, c_int, c_void},
     panic::{AssertUnwindSafe, catch_unwind},
     ptr::{NonNull, null, null_mut},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
 };
@@ -63,8 +62,8 @@ struct Operator {
     op: &'static str,
     /// The type in the file.
     name: CString,
-    /// Where kernels compute; `None` is the caller's thread alone.
-    pool: Option<&'static ThreadPool>,
+    /// How many threads the session has.
+    threads: usize,
     /// Kernels made so far.
     made: AtomicUsize,
 }
@@ -72,23 +71,7 @@ struct Operator {
 /// What is made for one node.
 struct Kernel {
     op: FusedOp,
-    pool: Option<&'static ThreadPool>,
-}
-
-/// The pool of so many threads, which all sessions of that count share; `None` for one.
-fn pool(threads: usize) -> Result<Option<&'static ThreadPool>, RuntimeError> {
-    static POOLS: Mutex<BTreeMap<usize, &'static ThreadPool>> = Mutex::new(BTreeMap::new());
-    if threads <= 1 {
-        return Ok(None);
-    }
-    let mut pools = POOLS.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(pool) = pools.get(&threads) {
-        return Ok(Some(pool));
-    }
-    let builder = ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("limbeck-ort-{i}"));
-    let pool: &'static ThreadPool = Box::leak(Box::new(builder.build().map_err(|e| failed("start its threads", e))?));
-    pools.insert(threads, pool);
-    Ok(Some(pool))
+    threads: usize,
 }
 
 impl Operators {
@@ -96,7 +79,6 @@ impl Operators {
     pub(super) fn new(types: &[(&str, &'static str)], threads: usize) -> Result<Operators, RuntimeError> {
         const WHAT: &str = "register its operators";
         let named = |name: &str| CString::new(name).map_err(|e| failed(WHAT, e));
-        let pool = pool(threads)?;
         let mut domain = null_mut();
         // SAFETY: the name ends with a zero byte and is copied; the out-pointer is valid.
         check(WHAT, unsafe { (ort::api().CreateCustomOpDomain)(named(DOMAIN)?.as_ptr(), &mut domain) })?;
@@ -104,7 +86,7 @@ impl Operators {
         let mut all = Operators { domain, operators: vec![] };
         for &(name, op) in types {
             let operator =
-                Arc::new(Operator { table: table(), op, name: named(name)?, pool, made: AtomicUsize::new(0) });
+                Arc::new(Operator { table: table(), op, name: named(name)?, threads, made: AtomicUsize::new(0) });
             // SAFETY: both are valid. The operator keeps its place as long as the domain lives, and the pointer is to all
             // of it, `table` first.
             let status = unsafe { (ort::api().CustomOpDomain_Add)(domain.as_ptr(), Arc::as_ptr(&operator).cast()) };
@@ -258,7 +240,7 @@ unsafe extern "system" fn create(
         let operator = unsafe { &*op.cast::<Operator>() };
         let node = Node(info);
         let op = FusedOp::parse(operator.op, node.operands()?, node.results()?, &node)?;
-        let made = Box::new(Kernel { op, pool: operator.pool });
+        let made = Box::new(Kernel { op, threads: operator.threads });
         operator.made.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the library passes the place for the kernel and gives what is written there to `compute` and `destroy`.
         unsafe { *kernel = Box::into_raw(made).cast() };
@@ -299,15 +281,12 @@ impl Kernel {
         let inputs = (0..call.operands()?).map(|i| call.input(i)).collect::<Result<Vec<_>, _>>()?;
         let operands = inputs.iter().map(Input::operand).collect::<Result<Vec<_>, _>>()?;
         let shapes: Vec<&[usize]> = operands.iter().map(|o| o.shape).collect();
-        let threads = self.pool.map_or(1, |pool| self.op.worth_threads(&shapes, pool.current_num_threads()));
+        let threads = self.op.worth_threads(&shapes, self.threads);
         let shapes = self.op.output_shapes(&shapes)?;
         let results = shapes.iter().enumerate().map(|(i, shape)| call.result(i, shape));
         let mut results = results.collect::<Result<Vec<_>, _>>()?;
-        match self.pool {
-            Some(pool) if threads > 1 => {
-                pool.install(|| self.op.run(&operands, &mut results, Parallelism::new(threads)))
-            }
-            _ => self.op.run(&operands, &mut results, Parallelism::Serial),
-        }
+        let team = call.team(threads);
+        let parallelism = if threads > 1 { Parallelism::Team(&team) } else { Parallelism::Serial };
+        self.op.run(&operands, &mut results, parallelism)
     }
 }

@@ -7,17 +7,14 @@ mod optimise;
 mod pool;
 mod program;
 mod schedule;
+mod threads;
 
 use crate::{
     Form, RuntimeError,
     engine::{CompileOptions, Device, Engine, EngineInfo, Model, Program, guarded},
     store::StateStore,
 };
-use std::{
-    collections::BTreeMap,
-    sync::{Mutex, PoisonError},
-};
-use tract_linalg::multithread::Executor;
+use threads::Threads;
 use tract_onnx::prelude::TractError;
 
 pub(crate) const NAME: &str = "tract";
@@ -54,7 +51,7 @@ impl Engine for Tract {
         options.check(NAME)?;
         guarded(NAME, "compile the model", || {
             let loaded = load::load(model)?;
-            let program = program::TractProgram::new(loaded, &model.state, executor(options.thread_count())?)?;
+            let program = program::TractProgram::new(loaded, &model.state, Threads::of(options.thread_count()))?;
             Ok(Box::new(program) as Box<dyn Program>)
         })
     }
@@ -62,16 +59,6 @@ impl Engine for Tract {
     fn new_store(&self) -> StateStore {
         StateStore::new(NAME, convert::upload)
     }
-}
-
-/// The executor for a thread count. All programs of one count share its pool.
-fn executor(threads: usize) -> Result<Executor, RuntimeError> {
-    static POOLS: Mutex<BTreeMap<usize, Executor>> = Mutex::new(BTreeMap::new());
-    if threads <= 1 {
-        return Ok(Executor::SingleThread);
-    }
-    let mut pools = POOLS.lock().unwrap_or_else(PoisonError::into_inner);
-    Ok(pools.entry(threads).or_insert_with(|| Executor::multithread_with_name(threads, "limbeck-tract")).clone())
 }
 
 /// tract's error with its chain of contexts, which name the node.

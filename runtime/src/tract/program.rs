@@ -7,6 +7,7 @@ use super::{
     load::Loaded,
     pool::{self, Pool},
     schedule::{self, Planned},
+    threads::Threads,
 };
 use crate::{
     RuntimeError,
@@ -19,7 +20,6 @@ use std::{
     any::Any,
     sync::{Arc, Mutex},
 };
-use tract_linalg::multithread::Executor;
 use tract_onnx::{
     prelude::{RunOptions, TValue, TVec, TypedSimplePlan},
     tract_hir::internal::{SymbolValues, TDim},
@@ -28,23 +28,21 @@ use tract_onnx::{
 pub(super) struct TractProgram {
     plan: Arc<TypedSimplePlan>,
     signature: Signature,
-    executor: Executor,
+    threads: Threads,
     memory: Option<Memory>,
     pool: Mutex<Pool>,
 }
 
 impl TractProgram {
-    /// The executor is set even for one thread: otherwise a thread's last one would be used.
-    pub(super) fn new(loaded: Loaded, state: &[StatePair], executor: Executor) -> Result<TractProgram, RuntimeError> {
+    pub(super) fn new(loaded: Loaded, state: &[StatePair], threads: Threads) -> Result<TractProgram, RuntimeError> {
         let signature = Signature::new(NAME, loaded.inputs, loaded.outputs, state)?;
-        let options = RunOptions { executor: Some(executor.clone()), ..RunOptions::default() };
+        let options = RunOptions { executor: Some(threads.executor()), ..RunOptions::default() };
         let is_state = |input: &str| state.iter().any(|pair| pair.input == input);
         let Planned { plan, memory, room } = schedule::plan(loaded.model, &loaded.places, &is_state, &options)?;
-        Ok(TractProgram { plan: Arc::new(plan), signature, executor, memory, pool: Mutex::new(Pool::new(room)) })
+        Ok(TractProgram { plan: Arc::new(plan), signature, threads, memory, pool: Mutex::new(Pool::new(room)) })
     }
 
-    /// Runs the plan; with threads inside their pool, so that the caller's thread waits and does not share a processor with
-    /// workers that look for work.
+    /// Runs the plan.
     fn evaluate(&self, arguments: Vec<Argument<'_>>) -> Result<Vec<TractValue>, RuntimeError> {
         let run = || {
             let inputs = arguments
@@ -58,10 +56,7 @@ impl TractProgram {
             let results = pool::lent(&self.pool, || self.plan.run(inputs)).map_err(|e| failed("run the model", e))?;
             results.into_iter().map(|result| TractValue::from_result(result, &symbols)).collect()
         };
-        match &self.executor {
-            Executor::MultiThread(pool) => pool.install(run),
-            _ => run(),
-        }
+        self.threads.run(run)
     }
 
     /// What the inputs' shapes say about the model's named extents.

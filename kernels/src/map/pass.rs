@@ -1,0 +1,97 @@
+//! What one sweep over a tile computes: an operator, or two of which the second is the only one that needs the first's
+//! result. That result then never leaves the registers.
+
+use super::plan::{Extent, Target};
+use super::{MapProgram, Op};
+
+/// One sweep over a tile.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Pass {
+    /// The value that it makes.
+    pub(super) value: usize,
+    pub(super) kind: Kind,
+    /// Its operands, those of the first operator before those of the second.
+    pub(super) args: Vec<usize>,
+}
+
+/// What a pass does with its operands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// `op(a, b, c)`.
+    One(Op),
+    /// `second(first(a, b), c)`; `a` has a value a position.
+    Two(Op, Op),
+    /// The sum, or with the flag the mean, over axes that are not the rows: of `a`, or of `a * b`.
+    Sum { mean: bool },
+}
+
+/// The passes of a program whose values have these extents. `results` are the values that leave it, with where they go.
+pub(super) fn passes(program: &MapProgram, extents: &[Extent], results: &[(usize, Target, usize)]) -> Vec<Pass> {
+    let inputs = program.inputs;
+    let leaves = |value: usize| results.iter().any(|(v, ..)| *v == value);
+    let is_sum = |value: usize| results.iter().any(|(v, target, _)| *v == value && matches!(target, Target::Sums(_)));
+    // A copy is what it is a copy of, and And is the product of truth values.
+    let mut same: Vec<usize> = (0..inputs).collect();
+    let mut passes: Vec<Pass> = vec![];
+    for (i, step) in program.steps.iter().enumerate() {
+        let value = inputs + i;
+        let args: Vec<usize> = step.args.iter().map(|&a| same[a]).collect();
+        if step.op == Op::Identity && !leaves(value) {
+            same.push(args[0]);
+            continue;
+        }
+        same.push(value);
+        let kind = match step.op {
+            Op::And => Kind::One(Op::Mul),
+            op if is_sum(value) => Kind::Sum { mean: op == Op::ReduceMean },
+            op => Kind::One(op),
+        };
+        passes.push(Pass { value, kind, args });
+    }
+    let mut uses = vec![0; extents.len()];
+    passes.iter().flat_map(|pass| &pass.args).for_each(|&arg| uses[arg] += 1);
+    let mut at: Vec<Option<usize>> = vec![None; extents.len()];
+    let mut fused: Vec<Option<Pass>> = vec![];
+    for pass in passes {
+        // The earlier pass whose result nothing else needs.
+        let own = |arg: usize| at[arg].filter(|_| uses[arg] == 1 && !leaves(arg) && extents[arg] == Extent::All);
+        let joined = pass.args.iter().enumerate().find_map(|(slot, &arg)| {
+            let index = own(arg)?;
+            Some((index, join(fused[index].as_ref()?, &pass, slot, extents)?))
+        });
+        let pass = joined.map_or(pass, |(index, joined)| {
+            fused[index] = None;
+            joined
+        });
+        at[pass.value] = Some(fused.len());
+        fused.push(Some(pass));
+    }
+    fused.into_iter().flatten().collect()
+}
+
+/// Both passes as one, if there is such a one; the first makes the second's operand number `slot`.
+fn join(first: &Pass, second: &Pass, slot: usize, extents: &[Extent]) -> Option<Pass> {
+    let mut args = first.args.clone();
+    let kind = match (first.kind, second.kind) {
+        (Kind::One(Op::Mul), Kind::Sum { mean }) if args.iter().all(|&a| extents[a] == Extent::All) => {
+            Kind::Sum { mean }
+        }
+        (Kind::One(a), Kind::One(b)) if a.comes_first() && b.comes_second() && extents[second.value] == Extent::All => {
+            if extents[args[0]] != Extent::All {
+                args.swap(0, 1);
+                if !a.commutes() {
+                    return None;
+                }
+            }
+            match second.args[..] {
+                [_] => {}
+                [_, c] if slot == 0 => args.push(c),
+                [c, _] if b.commutes() => args.push(c),
+                _ => return None,
+            }
+            Kind::Two(a, b)
+        }
+        _ => return None,
+    };
+    Some(Pass { value: second.value, kind, args })
+}
