@@ -14,6 +14,7 @@ mod pool;
 mod primitive;
 mod product;
 mod recompute;
+mod sums;
 #[cfg(test)]
 mod tests;
 mod window;
@@ -79,6 +80,7 @@ impl Graph {
         graph.meta.metadata = self.meta.metadata.clone();
         graph.look_through_expansions();
         graph.merge_equal_nodes();
+        graph.derive_sums();
         graph.remove_dead();
         if form == Form::Fused {
             graph.recompute();

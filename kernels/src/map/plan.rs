@@ -116,11 +116,26 @@ impl MapKernel {
                 .filter(|_| extents[value] == Extent::All)
         };
         let homes: Vec<Option<usize>> = (0..extents.len()).map(home).collect();
-        let of = |value: usize| (0..results.len()).filter(|&j| results[j].0 == value && homes[value] != Some(j)).collect();
+        let of =
+            |value: usize| (0..results.len()).filter(|&j| results[j].0 == value && homes[value] != Some(j)).collect();
         let copies = (0..extents.len()).map(of).collect();
         let shapes = program.results.iter().map(|&v| own[v].clone()).collect();
         let steps = program.steps.len();
-        Ok(MapKernel { passes, steps, layout, inputs, extents, slots, slot_count, homes, copies, results, reduced, by_row, shapes })
+        Ok(MapKernel {
+            passes,
+            steps,
+            layout,
+            inputs,
+            extents,
+            slots,
+            slot_count,
+            homes,
+            copies,
+            results,
+            reduced,
+            by_row,
+            shapes,
+        })
     }
 
     /// Shapes of the results.

@@ -9,21 +9,21 @@ const LONGEST_ROW: usize = 4096;
 
 /// A node as part of a map.
 #[derive(Debug, Clone)]
-pub(super) struct Element {
+pub(in crate::lower) struct Element {
     /// The extents that it walks through.
-    pub(super) shape: Vec<usize>,
+    pub(in crate::lower) shape: Vec<usize>,
     /// The axes that it reduces over, sorted.
-    pub(super) axes: Option<Vec<usize>>,
+    pub(in crate::lower) axes: Option<Vec<usize>>,
     /// Whether its result keeps the reduced axes with extent 1.
-    pub(super) keeps: bool,
+    pub(in crate::lower) keeps: bool,
     /// Its operands, without a reduction's axes.
-    pub(super) operands: Vec<ValueId>,
+    pub(in crate::lower) operands: Vec<ValueId>,
     /// Its result.
-    pub(super) result: ValueId,
+    pub(in crate::lower) result: ValueId,
 }
 
 /// The node as part of a map, if it can be one.
-pub(super) fn element(graph: &Graph, node: &Node) -> Option<Element> {
+pub(in crate::lower) fn element(graph: &Graph, node: &Node) -> Option<Element> {
     let [Some(result)] = node.outputs[..] else { return None };
     if !node.domain_or_default().is_empty() {
         return None;
@@ -74,6 +74,6 @@ pub(super) fn is_row(shape: &[usize], axes: &[usize]) -> bool {
 }
 
 /// The extents with 1 at the axes.
-pub(super) fn kept(shape: &[usize], axes: &[usize]) -> Vec<usize> {
+pub(in crate::lower) fn kept(shape: &[usize], axes: &[usize]) -> Vec<usize> {
     shape.iter().enumerate().map(|(axis, &n)| if axes.contains(&axis) { 1 } else { n }).collect()
 }

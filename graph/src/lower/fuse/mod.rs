@@ -7,7 +7,7 @@
 //! and an operand of the next. A node joins none that ran long before it: the backward pass would else be partly computed in
 //! the forward pass, and kept.
 
-mod element;
+pub(super) mod element;
 mod emit;
 mod group;
 
