@@ -119,7 +119,7 @@ impl ConvGeometry {
         let dense = |g: &Self| {
             let tile = Tile::largest(g.batch, g.output, tile_target(g));
             let stride = tile.len().next_multiple_of(LANES);
-            let patch = g.group_in() * Window::new(g).patch(&tile).channel_len();
+            let patch = Window::new(g).patch(&tile).channel_len();
             patch + stride * (g.patch_len() + partial_stride(g))
         };
         let scratch = |g: &Self| if g.is_depthwise() { depthwise::scratch_len(g) } else { dense(g) };
@@ -198,7 +198,7 @@ struct Scratch {
 impl Scratch {
     fn new(g: &ConvGeometry, window: &Window, tile: &Tile) -> Self {
         let stride = tile.len().next_multiple_of(LANES);
-        let patch = if g.taps() == 1 { 0 } else { g.group_in() * window.patch(tile).channel_len() };
+        let patch = if g.taps() == 1 { 0 } else { window.patch(tile).channel_len() };
         Self { stride, columns: g.patch_len() * stride, patch }
     }
 }
@@ -228,14 +228,16 @@ fn fill_columns(
     let stride = tile.len().next_multiple_of(LANES);
     if g.taps() == 1 {
         for (c, row) in columns.chunks_mut(stride).enumerate() {
-            layout.fill(&mut row[..tile.len()], |n| channel_plane(n, c));
+            let row = &mut row[..tile.len()];
+            row.fill(0.0);
+            layout.fill(row, |n| channel_plane(n, c));
         }
         return;
     }
     let taps = layout.tap_offsets();
     let ([image, row], [rows, cols]) = (layout.strides(), [tile.rows.len(), tile.cols.len()]);
-    let channels = patch.chunks_mut(layout.channel_len()).zip(columns.chunks_mut(taps.len() * stride));
-    for (c, (patch, columns)) in channels.enumerate() {
+    patch.fill(0.0);
+    for (c, columns) in columns.chunks_mut(taps.len() * stride).enumerate() {
         layout.fill(patch, |n| channel_plane(n, c));
         vectorised(
             #[inline(always)]
@@ -309,10 +311,17 @@ fn forward_pointwise(g: &ConvGeometry, x: &[f32], w: &[f32], bias: Option<&[f32]
 fn flipped(g: &ConvGeometry, w: &[f32]) -> Vec<f32> {
     let (ins, outs, taps) = (g.group_in(), g.group_out(), g.taps());
     let mut flipped = vec![0.0; w.len()];
-    for (at, w) in w.chunks(taps).enumerate() {
-        let (group, out, input) = (at / ins / outs, at / ins % outs, at % ins);
-        let to = &mut flipped[((group * ins + input) * outs + out) * taps..][..taps];
-        to.iter_mut().zip(w.iter().rev()).for_each(|(to, w)| *to = *w);
+    for (flipped, w) in flipped.chunks_mut(ins * outs * taps).zip(w.chunks(ins * outs * taps)) {
+        if taps == 1 {
+            transpose(Mat::new(w, outs, ins, ins), flipped, outs);
+            continue;
+        }
+        for (out, w) in w.chunks(ins * taps).enumerate() {
+            for (input, w) in w.chunks(taps).enumerate() {
+                let to = &mut flipped[(input * outs + out) * taps..][..taps];
+                to.iter_mut().zip(w.iter().rev()).for_each(|(to, w)| *to = *w);
+            }
+        }
     }
     flipped
 }
@@ -354,6 +363,9 @@ fn grad_input_share(g: &ConvGeometry, w: &[f32], gy: &[f32], mut share: Share) {
 
 /// Adds the tiles' part of the weight gradient to `partial`, `[group, patch_len, partial_stride]`.
 fn grad_weight_tiles(g: &ConvGeometry, x: &[f32], gy: &[f32], tiles: &[Tile], partial: &mut [f32]) {
+    if g.is_pointwise() && g.output_plane() >= TILE[0] {
+        return grad_weight_pointwise(g, x, gy, tiles, partial);
+    }
     let window = Window::new(g);
     let (depth, outs, width) = (g.patch_len(), g.group_out(), partial_stride(g));
     for tile in tiles {
@@ -371,6 +383,28 @@ fn grad_weight_tiles(g: &ConvGeometry, x: &[f32], gy: &[f32], tiles: &[Tile], pa
                 });
                 let columns = Mat::new(columns, depth, tile.len(), stride);
                 matmul(partial, width, columns, Mat::new(gradient, tile.len(), width, width), true);
+            });
+        }
+    }
+}
+
+/// As [`grad_weight_tiles`], with the input's planes as the rows of the columns.
+fn grad_weight_pointwise(g: &ConvGeometry, x: &[f32], gy: &[f32], tiles: &[Tile], partial: &mut [f32]) {
+    let (depth, outs, width, plane) = (g.patch_len(), g.group_out(), partial_stride(g), g.output_plane());
+    for tile in tiles {
+        for (group, partial) in partial.chunks_mut(depth * width).enumerate() {
+            with_scratch([tile.len() * width], |[gradient]| {
+                if width > outs {
+                    gradient.fill(0.0);
+                }
+                runs(tile, g.output, |n, at, start, len| {
+                    let gradient = &mut gradient[start * width..][..len * width];
+                    let rows = Mat::new(&gy[(n * g.out_channels + group * outs) * plane + at..], outs, len, plane);
+                    transpose(rows, gradient, width);
+                    let columns = &x[(n * g.in_channels + group * depth) * plane + at..];
+                    let columns = Mat::new(columns, depth, len, plane);
+                    matmul(partial, width, columns, Mat::new(gradient, len, width, width), true);
+                });
             });
         }
     }

@@ -7,6 +7,7 @@ use crate::geometry::ConvGeometry;
 use crate::parallel::{Parallelism, piece, with_scratch};
 use crate::tile::{Patch, Tile, Window, copy_block};
 use crate::vector::vectorised;
+use pulp::{Arch, Simd, WithSimd};
 
 /// Output positions of a tile: with its patch it stays in a first-level cache of 32 KiB.
 const TARGET: usize = 2048;
@@ -25,6 +26,7 @@ pub(crate) fn forward(g: &ConvGeometry, x: &[f32], w: &[f32], bias: Option<&[f32
         let layout = window.patch(&tile);
         let taps = layout.tap_offsets();
         with_scratch([layout.channel_len(), layout.wide_len()], |[patch, wide]| {
+            patch.fill(0.0);
             let mut filled = None;
             for channel in share.channels.clone() {
                 let input = channel / g.group_out();
@@ -33,10 +35,7 @@ pub(crate) fn forward(g: &ConvGeometry, x: &[f32], w: &[f32], bias: Option<&[f32
                 }
                 let weights = &w[channel * taps.len()..][..taps.len()];
                 let bias = bias.map_or(0.0, |bias| bias[channel]);
-                vectorised(
-                    #[inline(always)]
-                    || sum_of_shifts(wide, bias, patch, &taps, weights),
-                );
+                Arch::new().dispatch(Shifts { out: wide, bias, patch, taps: &taps, weights });
                 let ([image, row], start) = (layout.strides(), tile.rows.start * g.output[1] + tile.cols.start);
                 for (i, n) in tile.images.clone().enumerate() {
                     let y = &mut share.from(n, channel)[start..];
@@ -55,6 +54,7 @@ pub(crate) fn grad_input(g: &ConvGeometry, w: &[f32], gy: &[f32], mut share: Sha
         let layout = window.patch(&tile);
         let taps = layout.tap_offsets();
         with_scratch([layout.channel_len(), layout.wide_len()], |[patch, wide]| {
+            wide.fill(0.0);
             for input in share.channels.clone() {
                 patch.fill(0.0);
                 for channel in input * g.group_out()..(input + 1) * g.group_out() {
@@ -87,6 +87,8 @@ pub(crate) fn grad_weight(g: &ConvGeometry, x: &[f32], gy: &[f32], gw: &mut [f32
             let layout = window.patch(tile);
             let offsets = layout.tap_offsets();
             with_scratch([layout.channel_len(), layout.wide_len()], |[patch, wide]| {
+                patch.fill(0.0);
+                wide.fill(0.0);
                 let mut filled = None;
                 for (i, gw) in gw.chunks_mut(taps).enumerate() {
                     let channel = task * longest / taps + i;
@@ -95,12 +97,7 @@ pub(crate) fn grad_weight(g: &ConvGeometry, x: &[f32], gy: &[f32], gw: &mut [f32
                         layout.fill(patch, |n| input_plane(g, x, n, input));
                     }
                     fill_wide(g, &layout, tile, gy, channel, wide);
-                    for (gw, &tap) in gw.iter_mut().zip(&offsets) {
-                        *gw += vectorised(
-                            #[inline(always)]
-                            || dot(wide, &patch[tap..]),
-                        );
-                    }
+                    Arch::new().dispatch(Products { gw, wide, patch, taps: &offsets });
                 }
             });
         }
@@ -111,47 +108,118 @@ fn input_plane<'x>(g: &ConvGeometry, x: &'x [f32], image: usize, channel: usize)
     &x[(image * g.in_channels + channel) * g.input_plane()..][..g.input_plane()]
 }
 
-/// Spreads a channel of an output gradient to wide form, with zeros between the rows.
+/// Spreads a channel of an output gradient to wide form. What lies between the rows is left.
 fn fill_wide(g: &ConvGeometry, layout: &Patch, tile: &Tile, gy: &[f32], channel: usize, wide: &mut [f32]) {
     let ([image, row], start) = (layout.strides(), tile.rows.start * g.output[1] + tile.cols.start);
-    wide.fill(0.0);
     for (i, n) in tile.images.clone().enumerate() {
         let gy = &gy[(n * g.out_channels + channel) * g.output_plane() + start..];
         copy_block(&mut wide[i * image..], row, gy, g.output[1], tile.rows.len(), tile.cols.len());
     }
 }
 
-/// `out[i] = bias + sum over taps of weight * patch[tap + i]`, three taps a pass over `out`.
-#[inline(always)]
-fn sum_of_shifts(out: &mut [f32], bias: f32, patch: &[f32], taps: &[usize], weights: &[f32]) {
-    let len = out.len();
-    out.fill(bias);
-    for (taps, weights) in taps.chunks(3).zip(weights.chunks(3)) {
-        if let (&[a, b, c], &[wa, wb, wc]) = (taps, weights) {
-            let (a, b, c) = (&patch[a..][..len], &patch[b..][..len], &patch[c..][..len]);
-            for i in 0..len {
-                out[i] += wa * a[i] + wb * b[i] + wc * c[i];
+/// `out[i] = bias + sum over taps of weight * patch[tap + i]`, four vectors at a time.
+struct Shifts<'a> {
+    out: &'a mut [f32],
+    bias: f32,
+    patch: &'a [f32],
+    taps: &'a [usize],
+    weights: &'a [f32],
+}
+
+impl WithSimd for Shifts<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { out, bias, patch, taps, weights } = self;
+        let (lanes, bias) = (S::F32_LANES, simd.splat_f32s(bias));
+        let taps = || taps.iter().zip(weights);
+        let mut at = 0;
+        let mut fours = out.chunks_exact_mut(4 * lanes);
+        for out in &mut fours {
+            let [mut p, mut q, mut r, mut s] = [bias; 4];
+            for (&tap, &weight) in taps() {
+                let weight = simd.splat_f32s(weight);
+                if let ([a, b, c, d], _) = S::as_simd_f32s(&patch[tap + at..][..4 * lanes]) {
+                    p = simd.mul_add_f32s(weight, *a, p);
+                    q = simd.mul_add_f32s(weight, *b, q);
+                    r = simd.mul_add_f32s(weight, *c, r);
+                    s = simd.mul_add_f32s(weight, *d, s);
+                }
             }
-        } else {
-            for (&tap, &weight) in taps.iter().zip(weights) {
-                out.iter_mut().zip(&patch[tap..]).for_each(|(out, p)| *out += weight * p);
+            if let ([a, b, c, d], _) = S::as_mut_simd_f32s(out) {
+                [*a, *b, *c, *d] = [p, q, r, s];
+            }
+            at += 4 * lanes;
+        }
+        for out in fours.into_remainder().chunks_mut(lanes) {
+            let mut total = bias;
+            for (&tap, &weight) in taps() {
+                let values = simd.partial_load_f32s(&patch[tap + at..][..out.len()]);
+                total = simd.mul_add_f32s(simd.splat_f32s(weight), values, total);
+            }
+            simd.partial_store_f32s(out, total);
+            at += lanes;
+        }
+    }
+}
+
+/// `gw[t] += sum over i of wide[i] * patch[taps[t] + i]`, three taps at a time.
+struct Products<'a> {
+    gw: &'a mut [f32],
+    wide: &'a [f32],
+    patch: &'a [f32],
+    taps: &'a [usize],
+}
+
+impl WithSimd for Products<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        for (gw, taps) in self.gw.chunks_mut(3).zip(self.taps.chunks(3)) {
+            if let (&[a, b, c], [x, y, z]) = (taps, &mut *gw) {
+                let others = [&self.patch[a..], &self.patch[b..], &self.patch[c..]];
+                let [p, q, r] = products(simd, self.wide, others);
+                [*x, *y, *z] = [*x + p, *y + q, *z + r];
+            } else {
+                for (gw, &tap) in gw.iter_mut().zip(taps) {
+                    let [p] = products(simd, self.wide, [&self.patch[tap..]]);
+                    *gw += p;
+                }
             }
         }
     }
 }
 
-/// The sum of products over `a`, in 32 lanes so that the order allows vectors.
+/// The sums of products of `a` with the begin of each of `others`, two vectors at a time.
 #[inline(always)]
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    const LANES: usize = 32;
-    let b = &b[..a.len()];
-    let (a_chunks, b_chunks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let rest: f32 = a_chunks.remainder().iter().zip(b_chunks.remainder()).map(|(a, b)| a * b).sum();
-    let mut lanes = [0.0; LANES];
-    for (a, b) in a_chunks.zip(b_chunks) {
-        for (lane, (a, b)) in lanes.iter_mut().zip(a.iter().zip(b)) {
-            *lane += a * b;
+fn products<S: Simd, const N: usize>(simd: S, a: &[f32], others: [&[f32]; N]) -> [f32; N] {
+    let lanes = S::F32_LANES;
+    let mut totals = [[simd.splat_f32s(0.0); 2]; N];
+    let twos = a.chunks_exact(2 * lanes);
+    let rest = twos.remainder();
+    let mut at = 0;
+    for a in twos {
+        if let ([a, b], _) = S::as_simd_f32s(a) {
+            for (total, other) in totals.iter_mut().zip(others) {
+                if let ([c, d], _) = S::as_simd_f32s(&other[at..][..2 * lanes]) {
+                    *total = [simd.mul_add_f32s(*a, *c, total[0]), simd.mul_add_f32s(*b, *d, total[1])];
+                }
+            }
         }
+        at += 2 * lanes;
     }
-    lanes.iter().sum::<f32>() + rest
+    for a in rest.chunks(lanes) {
+        let own = simd.partial_load_f32s(a);
+        for (total, other) in totals.iter_mut().zip(others) {
+            total[0] = simd.mul_add_f32s(own, simd.partial_load_f32s(&other[at..][..a.len()]), total[0]);
+        }
+        at += lanes;
+    }
+    let mut sums = [0.0; N];
+    for (sum, [a, b]) in sums.iter_mut().zip(totals) {
+        *sum = simd.reduce_sum_f32s(simd.add_f32s(a, b));
+    }
+    sums
 }

@@ -5,6 +5,7 @@
 //! tile, `[channel][phase][image][row][column]`, zeros where the input is padded.
 
 use crate::geometry::ConvGeometry;
+use crate::vector::vectorised;
 use std::ops::Range;
 
 /// A box of output positions: whole images, else whole rows of one image, else columns of one row.
@@ -151,39 +152,57 @@ impl Patch<'_> {
         (self.tile.images.len() - 1) * image + (self.tile.rows.len() - 1) * row + self.tile.cols.len()
     }
 
-    /// Fills a channel from `image(n)`, the channel's plane in image n of the input.
+    /// Copies a channel from `image(n)`, the channel's plane in image n of the input. What lies in the padding is left.
     pub(crate) fn fill<'x>(&self, channel: &mut [f32], image: impl Fn(usize) -> &'x [f32]) {
-        channel.fill(0.0);
-        self.visit(|at, n, from, [rows, cols], step| {
-            let (to, from) = (&mut channel[at..], &image(n)[from..]);
-            match step[1] {
-                1 => copy_block(to, self.plane[1], from, step[0], rows, cols),
-                _ => {
-                    for row in 0..rows {
-                        let to = &mut to[row * self.plane[1]..][..cols];
-                        to.iter_mut().zip(from[row * step[0]..].iter().step_by(step[1])).for_each(|(t, f)| *t = *f);
-                    }
-                }
-            }
-        });
+        vectorised(
+            #[inline(always)]
+            || {
+                self.visit(
+                    #[inline(always)]
+                    |at, n, from, [rows, cols], step| {
+                        let (to, from) = (&mut channel[at..], &image(n)[from..]);
+                        if step[1] == 1 {
+                            return copy_block(to, self.plane[1], from, step[0], rows, cols);
+                        }
+                        for row in 0..rows {
+                            let (to, from) = (&mut to[row * self.plane[1]..][..cols], &from[row * step[0]..]);
+                            match step[1] {
+                                2 => every_second(to, from),
+                                step => to.iter_mut().zip(from.iter().step_by(step)).for_each(|(t, f)| *t = *f),
+                            }
+                        }
+                    },
+                );
+            },
+        );
     }
 
     /// Adds a channel to an input gradient: `out` begins at the channel's plane in the tile's first image.
     pub(crate) fn fold(&self, channel: &[f32], image_stride: usize, out: &mut [f32]) {
-        self.visit(|at, n, to, [rows, cols], step| {
-            let (from, to) = (&channel[at..], &mut out[(n - self.tile.images.start) * image_stride + to..]);
-            for row in 0..rows {
-                let (from, to) = (&from[row * self.plane[1]..][..cols], &mut to[row * step[0]..]);
-                match step[1] {
-                    1 => to.iter_mut().zip(from).for_each(|(t, f)| *t += f),
-                    step => to.iter_mut().step_by(step).zip(from).for_each(|(t, f)| *t += f),
-                }
-            }
-        });
+        vectorised(
+            #[inline(always)]
+            || {
+                self.visit(
+                    #[inline(always)]
+                    |at, n, to, [rows, cols], step| {
+                        let out = &mut out[(n - self.tile.images.start) * image_stride + to..];
+                        for row in 0..rows {
+                            let from = &channel[at + row * self.plane[1]..][..cols];
+                            let to = &mut out[row * step[0]..];
+                            match step[1] {
+                                1 => to.iter_mut().zip(from).for_each(|(t, f)| *t += f),
+                                step => to.iter_mut().step_by(step).zip(from).for_each(|(t, f)| *t += f),
+                            }
+                        }
+                    },
+                );
+            },
+        );
     }
 
     /// Visits the blocks of a channel that lie in the input: start in the channel, image, start in the input's plane,
     /// rows and columns, and the steps in the input's plane from row to row and column to column.
+    #[inline(always)]
     fn visit(&self, mut block: impl FnMut(usize, usize, usize, [usize; 2], [usize; 2])) {
         let [vertical, horizontal] = &self.window.axes;
         let width = horizontal.input;
@@ -222,13 +241,39 @@ pub(crate) fn copy_block(to: &mut [f32], to_stride: usize, from: &[f32], from_st
                 $($width => fixed::<$width>(to, to_stride, from, from_stride, rows),)*
                 _ => {
                     for row in 0..rows {
-                        to[row * to_stride..][..cols].copy_from_slice(&from[row * from_stride..][..cols]);
+                        copy_row(&mut to[row * to_stride..][..cols], &from[row * from_stride..][..cols]);
                     }
                 }
             }
         };
     }
     widths!(1 2 3 4 5 6 7 8 9 10 12 14 16 24 28 32);
+}
+
+/// Copies one row in pieces of fixed length, the last of which may overlap the one before.
+#[inline(always)]
+fn copy_row(to: &mut [f32], from: &[f32]) {
+    const PIECE: usize = 16;
+    let cols = to.len();
+    if cols < PIECE {
+        return to.copy_from_slice(from);
+    }
+    for (to, from) in to.as_chunks_mut::<PIECE>().0.iter_mut().zip(from.as_chunks::<PIECE>().0) {
+        *to = *from;
+    }
+    if !cols.is_multiple_of(PIECE) {
+        to[cols - PIECE..].copy_from_slice(&from[cols - PIECE..]);
+    }
+}
+
+/// `to[i] = from[2 i]`; a plain loop over pairs, which compilers make vectors of.
+#[inline(always)]
+fn every_second(to: &mut [f32], from: &[f32]) {
+    let Some((last, to)) = to.split_last_mut() else { return };
+    *last = from[2 * to.len()];
+    for (to, from) in to.iter_mut().zip(from.as_chunks::<2>().0) {
+        *to = from[0];
+    }
 }
 
 /// As [`copy_block`], adding to what is there.
@@ -271,7 +316,7 @@ mod tests {
         for target in [3, 9, 100] {
             for tile in Tile::cut(0..3, g.output(), target) {
                 let patch = window.patch(&tile);
-                let mut channel = vec![f32::NAN; patch.channel_len()];
+                let mut channel = vec![0.0; patch.channel_len()];
                 patch.fill(&mut channel, |n| &x[n * 88..][..88]);
                 for (tap, offset) in patch.tap_offsets().into_iter().enumerate() {
                     for (i, n) in tile.images.clone().enumerate() {

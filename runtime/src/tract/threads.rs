@@ -42,28 +42,30 @@ impl Threads {
     }
 
     /// Runs `work` inside the pool, so that the caller's thread waits and does not share a processor with workers. As long
-    /// as it runs, the other threads look for work and do not sleep: waking one up takes longer than most operators.
+    /// as it runs, the other threads look for work and do not sleep: waking one up takes longer than most operators. It
+    /// runs on the pool's first thread if no other run does, since an allocator may keep memory for each thread.
     pub(super) fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         let Executor::MultiThread(pool) = &self.executor else { return work() };
-        pool.install(|| {
-            // One run at a time: two that waited on each other's threads would wait for ever.
-            if self.awake.swap(true, Ordering::Acquire) {
-                return work();
+        // One run at a time: two that waited on each other's threads would wait for ever.
+        if self.awake.swap(true, Ordering::Acquire) {
+            return pool.install(work);
+        }
+        let _asleep = Set(&self.awake, false);
+        let done = AtomicBool::new(false);
+        let work = Mutex::new(Some(work));
+        let results = pool.broadcast(|context| {
+            if context.index() > 0 {
+                look_for_work(&done);
+                return None;
             }
-            let _asleep = Set(&self.awake, false);
-            let done = AtomicBool::new(false);
-            let own = rayon::current_thread_index();
-            rayon::scope(|scope| {
-                let done = &done;
-                scope.spawn_broadcast(move |_, context| {
-                    if Some(context.index()) != own {
-                        look_for_work(done);
-                    }
-                });
-                let _done = Set(done, true);
-                work()
-            })
-        })
+            let _done = Set(&done, true);
+            let work = work.lock().unwrap_or_else(PoisonError::into_inner).take();
+            work.map(|work| work())
+        });
+        match results.into_iter().flatten().next() {
+            Some(result) => result,
+            None => unreachable!("a pool has a first thread"),
+        }
     }
 }
 
