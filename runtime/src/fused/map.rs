@@ -81,7 +81,6 @@ impl Map {
         self.plan(operands).map_or(0.0, |plan| plan.kernel.operations())
     }
 
-    #[cfg(feature = "tract")]
     pub(super) fn in_place(&self, operands: &[&[usize]], operand: usize) -> Result<Vec<usize>, FusedError> {
         Ok(self.plan(operands)?.kernel.in_place(operand))
     }
@@ -97,7 +96,6 @@ impl Map {
             .map(|o| match o.elements {
                 Elements::F32(values) => MapInput::F32(values),
                 Elements::Bool(values) => MapInput::Bool(values),
-                #[cfg(feature = "tract")]
                 Elements::Result(j) => MapInput::Output(j),
             })
             .collect();

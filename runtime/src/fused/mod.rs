@@ -90,17 +90,15 @@ pub(crate) enum Elements<'a> {
     /// bool, a byte each: 0 is false, anything else true.
     Bool(&'a [u8]),
     /// What the result of this number holds before the call (see [`FusedOp::in_place`]).
-    #[cfg(feature = "tract")]
     Result(usize),
 }
 
 impl<'a> Elements<'a> {
     /// The elements of a float32 operand.
-    fn floats(self) -> Result<&'a [f32], FusedError> {
+    pub(crate) fn floats(self) -> Result<&'a [f32], FusedError> {
         match self {
             Elements::F32(values) => Ok(values),
             Elements::Bool(values) => Err(FusedError(format!("takes float32 tensors, got {} bools", values.len()))),
-            #[cfg(feature = "tract")]
             Elements::Result(j) => Err(FusedError(format!("an operand cannot lie in the memory of result {j}"))),
         }
     }
@@ -165,12 +163,10 @@ impl FusedOp {
         }
     }
 
-    /// The results in whose memory an operand of type float32 may lie that nothing else needs. ONNX Runtime plans its memory
-    /// itself.
+    /// The results in whose memory an operand of type float32 may lie that nothing else needs.
     ///
     /// # Errors
     /// As [`FusedOp::output_shapes`].
-    #[cfg(feature = "tract")]
     pub(crate) fn in_place(&self, operands: &[&[usize]], operand: usize) -> Result<Vec<usize>, FusedError> {
         match self {
             FusedOp::Conv(_) | FusedOp::MatMul(_) => Ok(vec![]),

@@ -148,8 +148,8 @@ impl<'c> Call<'c> {
         Threads { count, call: self }
     }
 
-    /// The memory of a result of this shape.
-    pub(super) fn result(&self, index: usize, shape: &[usize]) -> Result<&'c mut [f32], FusedError> {
+    /// The memory of a result of this shape. It may be that of an operand that nothing else needs.
+    pub(super) fn result(&self, index: usize, shape: &[usize]) -> Result<Memory<'c>, FusedError> {
         let dims: Vec<i64> = shape.iter().map(|&d| d as i64).collect();
         let mut value = null_mut();
         // SAFETY: all pointers are valid and `dims` has the length given. An index past the results is an error.
@@ -161,13 +161,37 @@ impl<'c> Call<'c> {
         // SAFETY: the value is a tensor of float32, as the operator declares, in host memory.
         ask(unsafe { (ort::api().GetTensorMutableData)(value, &mut data) })?;
         let len = length(shape)?;
-        let data = place::<f32>(data.cast::<u8>().cast_const())?;
-        match len {
-            0 => Ok(&mut []),
-            // SAFETY: the library allocated `len` floats for this result of this call. No operand and no other result
-            // lies there, since the operator declares nothing that may be computed in place, and `Kernel::run` asks for
-            // each result once. Any bits are a float.
-            _ => Ok(unsafe { slice::from_raw_parts_mut(data.cast_mut(), len) }),
+        let data = if len == 0 { null() } else { place::<f32>(data.cast::<u8>().cast_const())? };
+        Ok(Memory { data: data.cast_mut(), len, call: PhantomData })
+    }
+}
+
+/// The memory of a result during a call.
+pub(super) struct Memory<'c> {
+    data: *mut f32,
+    len: usize,
+    call: PhantomData<&'c mut ()>,
+}
+
+impl<'c> Memory<'c> {
+    /// Whether an operand lies in it.
+    pub(super) fn holds(&self, input: &Input) -> bool {
+        let own = self.data as usize..self.data as usize + self.len * size_of::<f32>();
+        let start = input.data as usize;
+        let end = start.saturating_add(length(&input.shape).unwrap_or(0).saturating_mul(input.size()));
+        start < own.end && own.start < end
+    }
+
+    /// Its elements.
+    ///
+    /// # Safety
+    /// The memory of each result is taken once, and nothing refers to operands that lie in it.
+    pub(super) unsafe fn elements(self) -> &'c mut [f32] {
+        match self.len {
+            0 => &mut [],
+            // SAFETY: the library allocated `len` floats for this result of this call, apart from all other results. The
+            // caller answers for the rest. Any bits are a float.
+            _ => unsafe { slice::from_raw_parts_mut(self.data, self.len) },
         }
     }
 }
@@ -213,6 +237,15 @@ impl Team for Threads<'_> {
 }
 
 impl Input {
+    pub(super) fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Bytes of an element, of the types that are taken.
+    fn size(&self) -> usize {
+        if self.element == Element::ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL { 1 } else { size_of::<f32>() }
+    }
+
     pub(super) fn operand(&self) -> Result<Operand<'_>, FusedError> {
         let len = length(&self.shape)?;
         // SAFETY (of both): the tensor has `len` elements of this type, which live and stay unchanged during the call.

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     RuntimeError,
-    fused::{DOMAIN, FusedError, FusedOp, op_of},
+    fused::{DOMAIN, Elements, FusedError, FusedOp, Operand, op_of},
 };
 use limbeck_kernels::Parallelism;
 use ort::{
@@ -86,7 +86,7 @@ impl Operators {
         let mut all = Operators { domain, operators: vec![] };
         for &(name, op) in types {
             let operator =
-                Arc::new(Operator { table: table(), op, name: named(name)?, threads, made: AtomicUsize::new(0) });
+                Arc::new(Operator { table: table(op), op, name: named(name)?, threads, made: AtomicUsize::new(0) });
             // SAFETY: both are valid. The operator keeps its place as long as the domain lives, and the pointer is to all
             // of it, `table` first.
             let status = unsafe { (ort::api().CustomOpDomain_Add)(domain.as_ptr(), Arc::as_ptr(&operator).cast()) };
@@ -165,8 +165,36 @@ impl Loaded {
     }
 }
 
+/// Operands and results of a map that may share their memory: as many as most maps have, each with each.
+const SHARED: [usize; 2] = [16, 8];
+
+/// Pairs of the numbers of an operand and a result.
+type Pairs = [[c_int; SHARED[0] * SHARED[1]]; 2];
+
+/// All pairs of [`SHARED`].
+static PAIRS: Pairs = {
+    let mut pairs = [[0; SHARED[0] * SHARED[1]]; 2];
+    let mut i = 0;
+    while i < pairs[0].len() {
+        pairs[0][i] = (i / SHARED[1]) as c_int;
+        pairs[1][i] = (i % SHARED[1]) as c_int;
+        i += 1;
+    }
+    pairs
+};
+
 /// The functions by which ONNX Runtime asks and calls an operator. It never passes a null pointer to them.
-fn table() -> OrtCustomOp {
+fn table(op: &str) -> OrtCustomOp {
+    unsafe extern "system" fn shared(operands: *mut *mut c_int, results: *mut *mut c_int) -> usize {
+        // SAFETY: the library passes the places for two pointers. It reads what they point to and gives them back to `keep`.
+        unsafe {
+            *operands = PAIRS[0].as_ptr().cast_mut();
+            *results = PAIRS[1].as_ptr().cast_mut();
+        }
+        PAIRS[0].len()
+    }
+    unsafe extern "system" fn keep(_: *mut c_int, _: *mut c_int) {}
+    let is_map = op == "Map";
     unsafe extern "system" fn name(op: *const OrtCustomOp) -> *const c_char {
         // SAFETY: `op` is the pointer that `Operators::new` registered, to an `Operator` that lives.
         unsafe { &*op.cast::<Operator>() }.name.as_ptr()
@@ -221,8 +249,8 @@ fn table() -> OrtCustomOp {
         InferOutputShapeFn: None,
         GetStartVersion: Some(first),
         GetEndVersion: Some(last),
-        GetMayInplace: None,
-        ReleaseMayInplace: None,
+        GetMayInplace: if is_map { Some(shared) } else { None },
+        ReleaseMayInplace: if is_map { Some(keep) } else { None },
         GetAliasMap: None,
         ReleaseAliasMap: None,
     }
@@ -279,12 +307,31 @@ fn status(f: impl FnOnce() -> Result<(), FusedError>) -> OrtStatusPtr {
 impl Kernel {
     fn run(&self, call: &Call) -> Result<(), FusedError> {
         let inputs = (0..call.operands()?).map(|i| call.input(i)).collect::<Result<Vec<_>, _>>()?;
-        let operands = inputs.iter().map(Input::operand).collect::<Result<Vec<_>, _>>()?;
-        let shapes: Vec<&[usize]> = operands.iter().map(|o| o.shape).collect();
+        let shapes: Vec<&[usize]> = inputs.iter().map(Input::shape).collect();
         let threads = self.op.worth_threads(&shapes, self.threads);
-        let shapes = self.op.output_shapes(&shapes)?;
-        let results = shapes.iter().enumerate().map(|(i, shape)| call.result(i, shape));
-        let mut results = results.collect::<Result<Vec<_>, _>>()?;
+        let wanted = self.op.output_shapes(&shapes)?;
+        let results = wanted.iter().enumerate().map(|(i, shape)| call.result(i, shape));
+        let results = results.collect::<Result<Vec<_>, _>>()?;
+        // An operand in the memory of a result is read there if the kernel can, else copied first.
+        let mut places = vec![None; inputs.len()];
+        let mut copies: Vec<Option<Vec<f32>>> = vec![None; inputs.len()];
+        for (i, input) in inputs.iter().enumerate() {
+            let Some(j) = results.iter().position(|memory| memory.holds(input)) else { continue };
+            if self.op.in_place(&shapes, i)?.contains(&j) {
+                places[i] = Some(j);
+            } else {
+                copies[i] = Some(input.operand()?.elements.floats()?.to_vec());
+            }
+        }
+        let operands = (inputs.iter().zip(&places).zip(&copies))
+            .map(|((input, place), copy)| match (place, copy) {
+                (&Some(j), _) => Ok(Operand { shape: input.shape(), elements: Elements::Result(j) }),
+                (None, Some(copy)) => Ok(Operand { shape: input.shape(), elements: Elements::F32(copy) }),
+                (None, None) => input.operand(),
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        // SAFETY: each is taken once, and `operands` refers to no operand that lies in one.
+        let mut results: Vec<&mut [f32]> = results.into_iter().map(|memory| unsafe { memory.elements() }).collect();
         let team = call.team(threads);
         let parallelism = if threads > 1 { Parallelism::Team(&team) } else { Parallelism::Serial };
         self.op.run(&operands, &mut results, parallelism)
