@@ -79,6 +79,7 @@ fn time(case: &common::Case, engine_name: &str, threads: usize, steps: usize) ->
     timed.sort_by(f64::total_cmp);
     Ok(json!({
         "ms": timed[timed.len() / 2], "peak_mb": peak_mb(), "losses": losses,
+        "planned_mb": trainer.memory().map(|m| m.peak as f64 / 1048576.0),
         "parameters": case.net.parameter_count(), "ready_ms": ready, "ready_peak_mb": ready_mb,
     }))
 }

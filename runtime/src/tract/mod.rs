@@ -50,8 +50,11 @@ impl Engine for Tract {
         }
         options.check(NAME)?;
         guarded(NAME, "compile the model", || {
-            let loaded = load::load(model)?;
-            let program = program::TractProgram::new(loaded, &model.state, Threads::of(options.thread_count()))?;
+            let threads = Threads::of(options.thread_count());
+            let program = threads.load(|| {
+                let loaded = load::load(model)?;
+                program::TractProgram::new(loaded, &model.state, threads.clone())
+            })?;
             Ok(Box::new(program) as Box<dyn Program>)
         })
     }

@@ -19,15 +19,15 @@ const PATIENCE: usize = 20_000;
 #[derive(Clone)]
 pub(super) struct Threads {
     executor: Executor,
-    /// Whether a run keeps the threads awake.
-    awake: Arc<AtomicBool>,
+    /// Whether a run or a load has the threads.
+    taken: Arc<AtomicBool>,
 }
 
 impl Threads {
     /// So many, 0 and 1 being the calling thread alone.
     pub(super) fn of(count: usize) -> Threads {
         static POOLS: Mutex<BTreeMap<usize, Threads>> = Mutex::new(BTreeMap::new());
-        let with = |executor| Threads { executor, awake: Arc::default() };
+        let with = |executor| Threads { executor, taken: Arc::default() };
         if count <= 1 {
             return with(Executor::SingleThread);
         }
@@ -42,20 +42,30 @@ impl Threads {
     }
 
     /// Runs `work` inside the pool, so that the caller's thread waits and does not share a processor with workers. As long
-    /// as it runs, the other threads look for work and do not sleep: waking one up takes longer than most operators. It
-    /// runs on the pool's first thread if no other run does, since an allocator may keep memory for each thread.
+    /// as it runs, the other threads look for work and do not sleep: waking one up takes longer than most operators.
     pub(super) fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        self.first(work, look_for_work)
+    }
+
+    /// Loads a program where it will run.
+    pub(super) fn load<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        self.first(work, |_| ())
+    }
+
+    /// Runs `work` on the pool's first thread if no other does, since an allocator keeps memory for each thread, and
+    /// `others` on all others. Its argument tells when the work is done.
+    fn first<R: Send>(&self, work: impl FnOnce() -> R + Send, others: impl Fn(&AtomicBool) + Sync) -> R {
         let Executor::MultiThread(pool) = &self.executor else { return work() };
-        // One run at a time: two that waited on each other's threads would wait for ever.
-        if self.awake.swap(true, Ordering::Acquire) {
+        // One at a time: two that waited on each other's threads would wait for ever.
+        if self.taken.swap(true, Ordering::Acquire) {
             return pool.install(work);
         }
-        let _asleep = Set(&self.awake, false);
+        let _free = Set(&self.taken, false);
         let done = AtomicBool::new(false);
         let work = Mutex::new(Some(work));
         let results = pool.broadcast(|context| {
             if context.index() > 0 {
-                look_for_work(&done);
+                others(&done);
                 return None;
             }
             let _done = Set(&done, true);
