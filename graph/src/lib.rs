@@ -30,7 +30,7 @@ pub use error::{GraphError, OpError};
 pub use import::{ImportOptions, ImportReport};
 pub use infer::infer_node;
 pub use ir::{Capture, Graph, IR_VERSION, LIMBECK, Meta, NodeId, OPSET, Value, ValueId};
-pub use lower::{FUSED_OPS, Form};
+pub use lower::{FUSED_OPS, Form, Lowering};
 pub use memory::MemoryPlan;
 pub use node::{Attr, Node};
 pub use onnx::read_tensor_proto;

@@ -71,6 +71,19 @@ impl Tensors {
     }
 }
 
+/// Threads of the test's own, which take tasks from the last to the first.
+struct Own(usize);
+
+impl Team for Own {
+    fn threads(&self) -> usize {
+        self.0
+    }
+
+    fn run(&self, count: usize, task: &(dyn Fn(usize) + Sync)) {
+        std::thread::scope(|scope| (0..count).rev().for_each(|i| drop(scope.spawn(move || task(i)))));
+    }
+}
+
 fn max_abs(values: &[f64]) -> f64 {
     values.iter().fold(0.0, |max, v| v.abs().max(max))
 }
@@ -109,6 +122,8 @@ fn check(case: &Case, rng: &mut ChaCha8Rng) {
         let exact = error(&y, &with_bias);
         assert!(exact < 1e-5, "y with bias: error {exact:e} with {threads} threads, {case:?}");
         assert_eq!(got, t.run(&g, None, parallelism), "two runs differ with {threads} threads, {case:?}");
+        let team = Own(threads);
+        assert_eq!(got, t.run(&g, None, Parallelism::Team(&team)), "a team of {threads} threads differs, {case:?}");
     }
     let inner = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
     let norm = |a: &[f32]| inner(a, a).sqrt();
@@ -168,6 +183,8 @@ fn chosen_shapes() {
         case(3, [64, 32], [4, 4], [3, 3], same),
         case(2, [16, 32], [16, 16], [1, 1], ConvParams { stride: [2; 2], ..Default::default() }),
         case(2, [24, 9], [9, 9], [1, 1], Default::default()),
+        case(2, [10, 7], [40, 37], [1, 1], Default::default()),
+        case(3, [12, 8], [9, 9], [1, 1], ConvParams { group: 4, ..Default::default() }),
         case(2, [600, 3], [3, 3], [3, 3], same),
         case(3, [6, 6], [60, 50], [3, 3], ConvParams { group: 6, ..same }),
         case(3, [6, 12], [60, 50], [3, 3], ConvParams { group: 6, ..halved }),

@@ -3,7 +3,7 @@
 use super::output;
 use anyhow::Result;
 use limbeck_distill::{Step, recipe::Recipe};
-use limbeck_graph::Form;
+use limbeck_graph::{Form, Lowering};
 use limbeck_runtime::StateRole;
 use limbeck_tensor::{io, replace_file};
 use serde_json::{Value, json};
@@ -19,6 +19,9 @@ pub(super) struct Args {
     /// Keep Limbeck's fused ops, for the tract engine, instead of standard ops alone.
     #[arg(long)]
     fused: bool,
+    /// With `--fused`: keep all activations, in place of computing cheap ones again in the backward pass.
+    #[arg(long, requires = "fused")]
+    keep: bool,
     /// Print what a run takes in memory, and what lives when it takes most.
     #[arg(long)]
     plan: bool,
@@ -29,7 +32,7 @@ const LISTED: usize = 12;
 
 pub(super) fn run(args: &Args, json: bool) -> Result<bool> {
     let form = if args.fused { Form::Fused } else { Form::Portable };
-    let step = Recipe::load(&args.recipe)?.step(form)?;
+    let step = Recipe::load(&args.recipe)?.step(Lowering { form, recompute: !args.keep })?;
     if let Some(out) = &args.out {
         std::fs::create_dir_all(out)?;
         step.graph.write(out.join("step.onnx"))?;

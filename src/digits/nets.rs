@@ -4,7 +4,7 @@ use anyhow::Result;
 use limbeck_distill::models::{Layers, ResNet, Stage};
 use limbeck_distill::optim::AdamW;
 use limbeck_distill::{GradOptions, Group, Mode, Net, Step, build_step, objective};
-use limbeck_graph::Form;
+use limbeck_graph::{Form, Lowering};
 use limbeck_runtime::StateRole;
 use limbeck_tensor::DType;
 
@@ -111,8 +111,8 @@ pub fn distil_step(net: &Net, hint: bool, seed: u64, form: Form) -> Result<Step>
     lowered(step, form)
 }
 
-/// The step in an engine's form.
-pub fn lowered(mut step: Step, form: Form) -> Result<Step> {
-    step.graph = step.graph.lowered(form)?;
+/// The step in an engine's form, or lowered as is said.
+pub fn lowered(mut step: Step, how: impl Into<Lowering>) -> Result<Step> {
+    step.graph = step.graph.lowered(how)?;
     Ok(step)
 }

@@ -5,7 +5,7 @@ use crate::models::Layers;
 use crate::optim::{AdamW, Optimiser, Sgd};
 use crate::step::{GradOptions, Group, Step, StepBuilder, build_step};
 use crate::{DistillError, Mode, Net, Outputs, ParamSet, objective};
-use limbeck_graph::{Form, Graph, Var};
+use limbeck_graph::{Graph, Lowering, Var};
 use limbeck_runtime::StateRole;
 use limbeck_tensor::DType;
 use std::collections::BTreeMap;
@@ -34,14 +34,14 @@ struct Sources<'c> {
 }
 
 impl Loaded {
-    /// Assembles the train step in an engine's form.
+    /// Assembles the train step in an engine's form, or lowered as is said.
     ///
     /// # Errors
     /// A source, tap, parameter or name that does not exist; shapes that do not fit; an op without gradient.
-    pub fn step(&self, form: Form) -> Result<Step, DistillError> {
+    pub fn step(&self, how: impl Into<Lowering>) -> Result<Step, DistillError> {
         let mut step = build_step(&self.recipe.name, DType::F32, |s| self.assemble(s))?;
         step.labels = self.labels();
-        step.graph = step.graph.lowered(form)?;
+        step.graph = step.graph.lowered(how)?;
         Ok(step)
     }
 

@@ -34,6 +34,22 @@ pub enum Form {
     Fused,
 }
 
+/// How a graph is lowered: a form alone stands for the form with recomputation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lowering {
+    /// The form.
+    pub form: Form,
+    /// Whether, in the fused form, activations that follow value by value from others that are kept are computed again in
+    /// the backward pass in place of being kept: less memory, for a little time.
+    pub recompute: bool,
+}
+
+impl From<Form> for Lowering {
+    fn from(form: Form) -> Lowering {
+        Lowering { form, recompute: true }
+    }
+}
+
 /// Largest operand, in elements, of an op that is lowered: what follows computes with shapes without overflow.
 const MAX_ELEMENTS: usize = 1 << 40;
 
@@ -43,7 +59,8 @@ pub const FUSED_OPS: &[&str] = &["FusedConv", "ConvGradInput", "ConvGradWeight",
 impl Graph {
     /// The graph in an engine's form. Shapes must be concrete. Names of inputs, outputs and initializers stay, and so
     /// do the defaults of inputs. The result declares the newest opset that its operators need.
-    pub fn lowered(&self, form: Form) -> Result<Graph, GraphError> {
+    pub fn lowered(&self, how: impl Into<Lowering>) -> Result<Graph, GraphError> {
+        let Lowering { form, recompute } = how.into();
         let cx = Cx::new(&self.name, self.float());
         let mut bind = HashMap::new();
         for &input in &self.inputs {
@@ -83,7 +100,9 @@ impl Graph {
         graph.derive_sums();
         graph.remove_dead();
         if form == Form::Fused {
-            graph.recompute();
+            if recompute {
+                graph.recompute();
+            }
             graph.fuse_maps()?;
         }
         graph.order_for_memory(&HashMap::new());

@@ -176,7 +176,7 @@ impl<'g> Search<'g> {
 
 #[cfg(test)]
 mod tests {
-    use crate::{Cx, Form, Graph, Var};
+    use crate::{Cx, Form, Graph, Lowering, Var};
     use limbeck_tensor::{DType, Tensor, TensorMap};
 
     /// Rows and columns of all values: 16 KiB each.
@@ -216,6 +216,8 @@ mod tests {
     fn what_follows_from_a_kept_value_is_not_kept() {
         let kept = lowered(&long_pause(true, |a| a.relu()));
         assert_eq!(times(&kept, "Relu"), 2);
+        let all = long_pause(true, |a| a.relu()).lowered(Lowering { form: Form::Fused, recompute: false }).unwrap();
+        assert_eq!(times(&all, "Relu"), 1, "all activations are kept if that is asked for");
         // In the middle of the products: `a`, and one operand and one result of a product.
         let plan = kept.memory_plan(&[]).unwrap();
         assert_eq!(plan.peak_bytes - plan.given_bytes, 3 * (4 * SIDE * SIDE) as u64, "{plan:?}");
