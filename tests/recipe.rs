@@ -295,6 +295,10 @@ fn a_step_is_written_and_its_memory_planned() {
     let listed: u64 = memory["largest"].as_array().unwrap().iter().map(|v| v["bytes"].as_u64().unwrap()).sum();
     assert!(number("state_and_constant_bytes") + listed <= number("peak_bytes"), "{planned:#}");
     assert!(!out.exists());
+    let kept = facts(&limbeck(&["--json", "step", text(&recipe), "--plan", "--fused", "--keep"]).output().unwrap());
+    assert!(kept["memory"]["peak_bytes"].as_u64().unwrap() >= number("peak_bytes"), "{kept:#} {planned:#}");
+    let standard = limbeck(&["step", text(&recipe), "--plan", "--keep"]).output().unwrap();
+    assert!(!standard.status.success() && String::from_utf8_lossy(&standard.stderr).contains("--fused"));
 
     let written = facts(&limbeck(&["--json", "step", text(&recipe), "--out", text(&out), "--fused"]).output().unwrap());
     assert_eq!(written["nodes"], planned["nodes"]);
