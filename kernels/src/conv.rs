@@ -125,7 +125,9 @@ impl ConvGeometry {
         let scratch = |g: &Self| if g.is_depthwise() { depthwise::scratch_len(g) } else { dense(g) };
         let tile = scratch(self).max(self.transposed().map_or(0, |t| scratch(&t)));
         let weight = self.group * self.patch_len() * partial_stride(self);
-        size_of::<f32>().saturating_mul(parallelism.threads().saturating_mul(tile.saturating_add(weight)))
+        // Slices of scratch begin with a line of the cache.
+        let own = tile.saturating_add(weight).saturating_add(4 * LANES);
+        size_of::<f32>().saturating_mul(parallelism.threads().saturating_mul(own))
     }
 }
 

@@ -4,10 +4,14 @@
 
 use super::fuse::element::{Element, element, kept};
 use crate::{Graph, Node, NodeId, ValueId};
+use std::cell::Cell;
 use std::collections::HashMap;
 
 /// The most terms that a sum is taken apart into.
 const MOST_TERMS: usize = 8;
+
+/// The most nodes that are looked at for one sum.
+const MOST_NODES: usize = 64;
 
 /// A term of a sum whose own sum is known.
 struct Term {
@@ -35,7 +39,7 @@ impl Graph {
                 continue;
             };
             let mut terms = vec![];
-            let search = Search { graph: self, shape: &shape, axes: &axes, known: &known };
+            let search = Search { graph: self, shape: &shape, axes: &axes, known: &known, left: Cell::new(MOST_NODES) };
             if search.terms(operands[0], false, &[], &mut terms).is_some() && !terms.is_empty() {
                 ahead.insert(id, self.replace_by_terms(id, result, &terms));
             }
@@ -88,11 +92,14 @@ struct Search<'g> {
     shape: &'g [usize],
     axes: &'g [usize],
     known: &'g Known,
+    /// How many nodes may still be looked at.
+    left: Cell<usize>,
 }
 
 impl Search<'_> {
     /// Adds the terms of a value to `terms`; `None` if the sum of one is not known.
     fn terms(&self, value: ValueId, negative: bool, factors: &[ValueId], terms: &mut Vec<Term>) -> Option<()> {
+        self.left.set(self.left.get().checked_sub(1)?);
         if terms.len() > MOST_TERMS || factors.len() > MOST_TERMS {
             return None;
         }
@@ -191,5 +198,16 @@ mod tests {
     #[test]
     fn a_mean_over_other_axes_leaves_a_sum() {
         check(&sums(&[0]), 2);
+    }
+
+    /// Taken apart without a bound, `2^100 (x - mean(x))` by doubling would never end.
+    #[test]
+    fn what_has_too_many_terms_is_summed() {
+        let cx = Cx::new("doubled", DType::F32);
+        let x = cx.input("x", DType::F32, &[3, 4, 5]);
+        let centred = x - x.mean_keep(&[0, 2]);
+        cx.output("sum", (0..100).fold(centred, |v, _| v + v).sum_keep(&[0, 2]));
+        let lowered = cx.finish().unwrap().lowered(Form::Portable).unwrap();
+        assert_eq!(lowered.nodes().filter(|(_, node)| node.op == "ReduceSum").count(), 1);
     }
 }
