@@ -4,7 +4,8 @@ use crate::depthwise;
 use crate::error::{KernelError, check_len};
 use crate::geometry::ConvGeometry;
 use crate::matmul::{Mat, matmul, transpose};
-use crate::parallel::{Parallelism, piece, with_scratch};
+use crate::parallel::{Parallelism, piece};
+use crate::scratch::with_scratch;
 use crate::tile::{Tile, Window, add_block, copy_block};
 use crate::vector::vectorised;
 use std::ops::Range;
@@ -437,7 +438,7 @@ mod tests {
                 conv_forward(&g, &x, &w, None, &mut y, Parallelism::Serial).unwrap();
                 conv_grad_input(&g, &w, &y, &mut x, Parallelism::Serial).unwrap();
                 conv_grad_weight(&g, &x, &y, &mut w, Parallelism::Serial).unwrap();
-                crate::parallel::kept_values() * size_of::<f32>()
+                crate::scratch::kept_values() * size_of::<f32>()
             };
             let (kept, bound) = (std::thread::spawn(run).join().unwrap(), g.scratch_bytes(Parallelism::Serial));
             assert!(0 < kept && kept <= bound, "{kept} bytes, bound {bound}, {g:?}");

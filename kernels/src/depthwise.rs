@@ -4,7 +4,8 @@
 
 use crate::conv::Share;
 use crate::geometry::ConvGeometry;
-use crate::parallel::{Parallelism, piece, with_scratch};
+use crate::parallel::{Parallelism, piece};
+use crate::scratch::with_scratch;
 use crate::tile::{Patch, Tile, Window, copy_block};
 use crate::vector::vectorised;
 use pulp::{Arch, Simd, WithSimd};

@@ -22,6 +22,7 @@ mod map;
 mod matmul;
 mod parallel;
 mod product;
+mod scratch;
 mod tile;
 mod vector;
 

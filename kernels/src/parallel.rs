@@ -1,9 +1,8 @@
-//! The threads of a kernel, and scratch memory kept per thread.
+//! The threads of a kernel.
 
 use rayon::Yield;
-use std::cell::Cell;
 use std::hint::spin_loop;
-use std::ops::{Deref, DerefMut, Range};
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -97,74 +96,6 @@ pub(crate) fn piece(len: usize, pieces: usize, index: usize) -> Range<usize> {
     start..start + base + usize::from(index < longer)
 }
 
-/// Values of a line of the cache, which the widest vectors fill: one that lies in two takes twice the time.
-const LINE: usize = 16;
-
-/// A buffer that begins with a line.
-#[derive(Debug, Default)]
-pub(crate) struct Lines {
-    values: Vec<f32>,
-    start: usize,
-    len: usize,
-}
-
-impl Lines {
-    /// Sets the length. What it holds is arbitrary.
-    #[inline(always)]
-    pub(crate) fn resize(&mut self, len: usize) {
-        if self.values.len() < len + LINE {
-            self.values = vec![0.0; len + LINE];
-            self.start = self.values.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
-        }
-        self.len = len;
-    }
-}
-
-impl Deref for Lines {
-    type Target = [f32];
-
-    #[inline(always)]
-    fn deref(&self) -> &[f32] {
-        &self.values[self.start..][..self.len]
-    }
-}
-
-impl DerefMut for Lines {
-    #[inline(always)]
-    fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.values[self.start..][..self.len]
-    }
-}
-
-thread_local!(static SCRATCH: Cell<Lines> = Cell::default());
-
-/// Values that the calling thread keeps.
-#[cfg(test)]
-pub(crate) fn kept_values() -> usize {
-    let buffer = SCRATCH.take();
-    let len = buffer.values.len();
-    SCRATCH.set(buffer);
-    len
-}
-
-/// Lends `work` the calling thread's scratch slices of the given lengths, each from the begin of a line on. Their contents
-/// are arbitrary.
-///
-/// The memory is kept until the thread ends, so that repeated calls do not allocate.
-pub(crate) fn with_scratch<const N: usize, R>(lens: [usize; N], work: impl FnOnce([&mut [f32]; N]) -> R) -> R {
-    let mut buffer = SCRATCH.take();
-    buffer.resize(lens.iter().map(|len| len.next_multiple_of(LINE)).sum());
-    let mut rest = &mut buffer[..];
-    let slices = lens.map(|len| {
-        let (slice, tail) = std::mem::take(&mut rest).split_at_mut(len.next_multiple_of(LINE));
-        rest = tail;
-        &mut slice[..len]
-    });
-    let result = work(slices);
-    SCRATCH.set(buffer);
-    result
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -175,15 +106,5 @@ mod tests {
             let all: Vec<usize> = (0..pieces).flat_map(|i| piece(len, pieces, i)).collect();
             assert_eq!(all, (0..len).collect::<Vec<_>>());
         }
-    }
-
-    #[test]
-    fn scratch_may_be_nested() {
-        with_scratch([3, 2], |[a, b]| {
-            a.fill(1.0);
-            b.fill(2.0);
-            with_scratch([5], |[c]| c.fill(3.0));
-            assert_eq!((a, b), (&mut [1.0; 3][..], &mut [2.0; 2][..]));
-        });
     }
 }
