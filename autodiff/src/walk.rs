@@ -4,8 +4,8 @@
 use crate::GradError;
 use crate::extents::unbroadcast;
 use crate::rules::{self, Rule, Without};
-use limbeck_graph::{Cx, Graph, LIMBECK, Node, NodeId, ValueId, Var};
-use std::collections::{HashMap, HashSet};
+use limbeck_graph::{Cx, Graph, LIMBECK, Node, NodeId, ValueId, ValueSet, Var};
+use std::collections::HashMap;
 
 /// Differentiation of the graph under construction.
 pub trait Differentiate {
@@ -62,23 +62,23 @@ impl Differentiate for Cx {
         for (output, cotangent) in outputs.iter().zip(cotangents) {
             accumulate(&mut grads, output.id(), *cotangent);
         }
-        let wanted: HashSet<ValueId> = wrt.iter().map(|v| v.id()).collect();
-        let path = path_nodes(self, &wanted, outputs)?;
-        for (id, node, active) in path.into_iter().rev() {
+        let Path { nodes, carrying } = Path::between(self, wrt, outputs)?;
+        for id in nodes.into_iter().rev() {
+            let node = self.graph().node(id).clone();
             let out_grads: Vec<Option<Var<'c>>> =
                 node.outputs.iter().map(|o| o.and_then(|o| grads.get(&o).copied())).collect();
             if out_grads.iter().all(Option::is_none) {
                 continue;
             }
             let label = self.graph().label(id);
-            let contributions = rules::apply(&Rule::new(self, &node, &label, &active, out_grads));
+            let contributions = rules::apply(&Rule::new(self, &node, &label, &carrying, out_grads));
             // An error inside a rule is reported with the forward node it belongs to.
             if let Err(e) = self.check() {
                 return Err(GradError::NoRule { node: label, op: node.full_op(), reason: e.to_string() });
             }
             for (input, grad) in node.inputs.iter().zip(contributions?) {
                 if let (Some(input), Some(grad)) = (input, grad)
-                    && active.contains(input)
+                    && carrying.contains(*input)
                 {
                     accumulate(&mut grads, *input, unbroadcast(grad, self.var(*input), &node));
                 }
@@ -130,46 +130,55 @@ fn fitting(what: &'static str, values: &[Var<'_>], companions: &[Var<'_>]) -> Re
     Ok(())
 }
 
-/// A node on the path, with the set of its operands through which gradient flows.
-type OnPath = (NodeId, Node, HashSet<ValueId>);
+/// What lies between the wanted values and the outputs.
+struct Path {
+    /// Nodes in execution order.
+    nodes: Vec<NodeId>,
+    /// Values that depend on a wanted one and carry gradient, the wanted ones included.
+    carrying: ValueSet,
+}
 
-/// Nodes in execution order that lie between the wanted values and the outputs. A node at which the gradient would
-/// be lost without being listed as having none is an error.
-fn path_nodes(cx: &Cx, wanted: &HashSet<ValueId>, outputs: &[Var<'_>]) -> Result<Vec<OnPath>, GradError> {
-    let graph = cx.graph();
-    let ends = |node: &Node| node.is(LIMBECK, "StopGradient") || rules::without(node).is_some_and(Without::ends);
-    let mut needed: HashSet<ValueId> = outputs.iter().map(|v| v.id()).collect();
-    let mut upstream = HashSet::new();
-    for id in graph.node_ids().into_iter().rev() {
-        let node = graph.node(id);
-        if !ends(node) && node.outputs.iter().flatten().any(|o| needed.contains(o)) {
-            needed.extend(node.reads());
-            upstream.insert(id);
+impl Path {
+    /// A node at which the gradient would be lost without being listed as having none is an error.
+    fn between(cx: &Cx, wanted: &[Var<'_>], outputs: &[Var<'_>]) -> Result<Path, GradError> {
+        let graph = cx.graph();
+        let ends = |node: &Node| node.is(LIMBECK, "StopGradient") || rules::without(node).is_some_and(Without::ends);
+        let mut needed: ValueSet = outputs.iter().map(|v| v.id()).collect();
+        let mut upstream = vec![];
+        for id in graph.node_ids().into_iter().rev() {
+            let node = graph.node(id);
+            if node.outputs.iter().flatten().any(|&o| needed.contains(o)) && !ends(node) {
+                needed.extend(node.reads());
+                upstream.push(id);
+            }
         }
+        let wanted = wanted.iter().map(|v| v.id());
+        let mut carrying: ValueSet = wanted.filter(|&v| carries_gradient(&graph, v)).collect();
+        let mut nodes = vec![];
+        for id in upstream.into_iter().rev() {
+            let node = graph.node(id);
+            let reads = node.reads();
+            let mut through = reads.iter().filter(|&&v| carrying.contains(v)).peekable();
+            if through.peek().is_none() {
+                continue;
+            }
+            let refuse = |reason: &str| {
+                Err(GradError::NoRule { node: graph.label(id), op: node.full_op(), reason: reason.into() })
+            };
+            if rules::is_composite(node) {
+                return refuse("it has no rule of its own; instantiate the graph with autodiff's `compose`");
+            }
+            if !rules::has_rule(node) {
+                return refuse(rules::without(node).unwrap_or(Without::NotYet).advice());
+            }
+            if !node.is("", "DequantizeLinear") && through.any(|&v| is_quantised(&graph, v)) {
+                return refuse("it computes with quantised integers; put DequantizeLinear before it");
+            }
+            carrying.extend(node.outputs.iter().flatten().copied().filter(|&o| carries_gradient(&graph, o)));
+            nodes.push(id);
+        }
+        Ok(Path { nodes, carrying })
     }
-    let mut active: HashSet<ValueId> = wanted.clone();
-    let mut path = vec![];
-    for (id, node) in graph.nodes().filter(|(id, _)| upstream.contains(id)) {
-        let through: HashSet<ValueId> =
-            node.reads().into_iter().filter(|&v| active.contains(&v) && carries_gradient(&graph, v)).collect();
-        if through.is_empty() {
-            continue;
-        }
-        let refuse =
-            |reason: &str| Err(GradError::NoRule { node: graph.label(id), op: node.full_op(), reason: reason.into() });
-        if rules::is_composite(node) {
-            return refuse("it has no rule of its own; instantiate the graph with autodiff's `compose`");
-        }
-        if !rules::has_rule(node) {
-            return refuse(rules::without(node).unwrap_or(Without::NotYet).advice());
-        }
-        if !node.is("", "DequantizeLinear") && through.iter().any(|&v| is_quantised(&graph, v)) {
-            return refuse("it computes with quantised integers; put DequantizeLinear before it");
-        }
-        active.extend(node.outputs.iter().flatten());
-        path.push((id, node.clone(), through));
-    }
-    Ok(path)
 }
 
 /// Gradient flows along floats, along values whose type is not known, and from QuantizeLinear straight through to the

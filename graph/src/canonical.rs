@@ -107,10 +107,10 @@ fn pass(graph: &mut Graph, from: i64) -> Result<(), GraphError> {
     let read = graph.nodes().flat_map(|(_, n)| n.reads());
     let used: HashSet<ValueId> = outputs.iter().copied().chain(read).collect();
     let old = graph.node_ids();
-    let (mut order, mut replaced, mut done) = (Vec::with_capacity(old.len()), HashSet::new(), Ok(()));
+    let (mut order, mut replaced, mut done) = (Vec::with_capacity(old.len()), vec![], Ok(()));
     for id in old {
         if done.is_ok() && constant_to_initializer(graph, id, &outputs) {
-            replaced.insert(id);
+            replaced.push(id);
         } else if done.is_ok() {
             done = canonical_node(graph, id, from, &used, &mut order);
         }

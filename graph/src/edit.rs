@@ -1,20 +1,20 @@
 //! Changing a graph: adding, removing and rewiring nodes. A single edit may leave a graph that is not sound yet (a
 //! value read before its node is added); [`Graph::verify`] says what is missing, and every pass ends with it.
 
-use crate::{Graph, Node, NodeId, ValueId};
-use std::collections::{HashMap, HashSet};
+use crate::{Graph, Node, NodeId, ValueId, ValueSet};
+use std::collections::HashMap;
 
 impl Graph {
     /// Appends a node. Its outputs must be values of this graph that nothing provides, its operands must be provided
     /// before it: [`Graph::verify`] names what is not so. A node copied from another is written as it now is.
     pub fn add_node(&mut self, mut node: Node) -> NodeId {
-        node.changed();
+        node.changed = true;
         self.push_in_order(node)
     }
 
     /// Inserts a node into the order just before `before`; as [`Graph::add_node`] otherwise.
     pub fn insert_node_before(&mut self, before: NodeId, mut node: Node) -> NodeId {
-        node.changed();
+        node.changed = true;
         let id = self.push_node(node);
         let at = self.order.iter().position(|&n| n == before).unwrap_or(self.order.len());
         self.order.insert(at, id);
@@ -29,7 +29,7 @@ impl Graph {
         for output in self.nodes[id.0 as usize].take().iter().flat_map(|n| n.outputs.iter().flatten()) {
             self.values[output.0 as usize].producer = None;
         }
-        let new: Vec<NodeId> = nodes.into_iter().map(|node| self.push_node(Node { raw: None, ..node })).collect();
+        let new: Vec<NodeId> = nodes.into_iter().map(|node| self.push_node(Node { changed: true, ..node })).collect();
         self.order.splice(at..=at, new);
     }
 
@@ -53,11 +53,11 @@ impl Graph {
     /// Removes a node; its outputs lose their producer, so that another node or an initializer must provide those that
     /// are still read ([`Graph::verify`] names them).
     pub fn remove_node(&mut self, id: NodeId) {
-        self.remove_nodes(&HashSet::from([id]));
+        self.remove_nodes(&[id]);
     }
 
     /// Removes many nodes in one go.
-    pub(crate) fn remove_nodes(&mut self, ids: &HashSet<NodeId>) {
+    pub(crate) fn remove_nodes(&mut self, ids: &[NodeId]) {
         for &id in ids {
             let Some(node) = self.nodes[id.0 as usize].take() else { continue };
             for output in node.outputs.iter().flatten() {
@@ -68,7 +68,7 @@ impl Graph {
             }
         }
         if !ids.is_empty() {
-            self.order.retain(|id| !ids.contains(id));
+            self.order.retain(|id| self.nodes[id.0 as usize].is_some());
         }
     }
 
@@ -115,19 +115,19 @@ impl Graph {
 
     /// Removes nodes and constants that no output depends on. Returns how many nodes went.
     pub fn remove_dead(&mut self) -> usize {
-        let mut live: HashSet<ValueId> = self.outputs.iter().copied().collect();
-        let mut dead = HashSet::new();
+        let mut live: ValueSet = self.outputs.iter().copied().collect();
+        let mut dead = vec![];
         for &id in self.order.iter().rev() {
             let node = self.node(id);
-            if node.outputs.iter().flatten().any(|o| live.contains(o)) {
-                live.extend(node.reads());
+            if node.outputs.iter().flatten().any(|&o| live.contains(o)) {
+                live.extend(node.operands());
             } else {
-                dead.insert(id);
+                dead.push(id);
             }
         }
         self.remove_nodes(&dead);
-        let inputs: HashSet<ValueId> = self.inputs.iter().copied().collect();
-        self.initializers.retain(|id, _| live.contains(id) || inputs.contains(id));
+        live.extend(self.inputs.iter().copied());
+        self.initializers.retain(|&id, _| live.contains(id));
         dead.len()
     }
 }

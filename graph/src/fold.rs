@@ -112,7 +112,7 @@ struct Folded {
 fn fold_nodes(graph: &mut Graph, limits: &Limits, strict: bool) -> Folded {
     let inputs: HashSet<ValueId> = graph.inputs.iter().copied().collect();
     let outputs: HashSet<ValueId> = graph.outputs.iter().copied().collect();
-    let (mut nodes, mut values, mut inferred) = (HashSet::new(), HashSet::new(), Ok(()));
+    let (mut nodes, mut values, mut inferred) = (vec![], HashSet::new(), Ok(()));
     for id in graph.node_ids() {
         let result = infer_results(graph, id);
         if strict && result.is_err() {
@@ -123,7 +123,7 @@ fn fold_nodes(graph: &mut Graph, limits: &Limits, strict: bool) -> Folded {
             continue;
         }
         let Some((results, literal)) = fold(graph, id, limits, &inputs) else { continue };
-        nodes.insert(id);
+        nodes.push(id);
         values.extend(graph.node(id).reads());
         for (value, tensor) in results {
             graph.set_initializer(value, tensor);

@@ -2,12 +2,14 @@
 //! removed nodes leave a hole.
 
 use crate::constants::Initializer;
+use crate::names::Names;
 use crate::types::{Dim, TensorType};
 use crate::{GraphError, Node};
 use bytes::Bytes;
+use hashbrown::DefaultHashBuilder;
 use indexmap::IndexMap;
 use limbeck_tensor::DType;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 /// Names a value of one graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -25,16 +27,18 @@ pub struct Value {
     /// Tensor type, when declared or inferred. Sequences, optionals and maps have none.
     pub ty: Option<TensorType>,
     pub(crate) producer: Option<NodeId>,
-    /// The ValueInfoProto as read, while it holds.
-    pub(crate) raw: Option<Bytes>,
-    /// The one that held before the name or the type changed: what it says besides still does.
-    pub(crate) former: Option<Bytes>,
+    /// The ValueInfoProto as read.
+    pub(crate) read: Option<Bytes>,
+    /// The name or the type is another by now: only what was read besides still holds.
+    pub(crate) changed: bool,
+    /// The name is another by now: what was read with it is written anew.
+    pub(crate) renamed: bool,
 }
 
 impl Value {
-    /// The name or the type is another from now on.
-    fn changed(&mut self) {
-        self.former = self.raw.take().or(self.former.take());
+    /// The ValueInfoProto as read, while it holds.
+    pub(crate) fn verbatim(&self) -> Option<&Bytes> {
+        self.read.as_ref().filter(|_| !self.changed)
     }
 }
 
@@ -84,10 +88,8 @@ pub struct Graph {
     pub(crate) values: Vec<Value>,
     pub(crate) nodes: Vec<Option<Node>>,
     pub(crate) order: Vec<NodeId>,
-    pub(crate) initializers: IndexMap<ValueId, Initializer>,
-    pub(crate) by_name: HashMap<String, ValueId>,
-    /// Values renamed since the graph was read: what was read with their names is written anew.
-    pub(crate) renamed: HashSet<ValueId>,
+    pub(crate) initializers: IndexMap<ValueId, Initializer, DefaultHashBuilder>,
+    pub(crate) names: Names,
     /// Declarations (ValueInfoProtos) beside the one that counts, written as long as the value's own is untouched.
     pub(crate) spare_infos: Vec<(ValueId, Bytes)>,
     /// Declarations in the list of outputs beside the one that counts: of inputs, and of values listed again.
@@ -120,9 +122,8 @@ impl Graph {
             values: vec![],
             nodes: vec![],
             order: vec![],
-            initializers: IndexMap::new(),
-            by_name: HashMap::new(),
-            renamed: HashSet::new(),
+            initializers: IndexMap::default(),
+            names: Names::default(),
             spare_infos: vec![],
             output_infos: vec![],
             rest: Bytes::new(),
@@ -163,7 +164,7 @@ impl Graph {
         let value = &mut self.values[id.0 as usize];
         if value.ty != ty {
             value.ty = ty;
-            value.changed();
+            value.changed = true;
         }
     }
 
@@ -192,14 +193,14 @@ impl Graph {
 
     /// The value of this name.
     pub fn find(&self, name: &str) -> Option<ValueId> {
-        self.by_name.get(name).copied()
+        self.names.find(&self.values, name)
     }
 
     /// As [`Graph::find`], with an error that lists what comes close.
     pub fn require(&self, name: &str) -> Result<ValueId, GraphError> {
         self.find(name).ok_or_else(|| {
-            let mut near: Vec<&str> =
-                self.by_name.keys().map(String::as_str).filter(|n| n.contains(name) || name.contains(*n)).collect();
+            let all = self.values.iter().map(|v| v.name.as_str());
+            let mut near: Vec<&str> = all.filter(|n| n.contains(name) || name.contains(*n)).collect();
             near.sort_unstable();
             near.truncate(5);
             let hint = if near.is_empty() { String::new() } else { format!("; there are {}", near.join(", ")) };
@@ -209,11 +210,16 @@ impl Graph {
 
     /// Adds a value; a taken or empty name gets a suffix.
     pub fn add_value(&mut self, name: impl Into<String>, ty: Option<TensorType>) -> ValueId {
-        let wanted = name.into();
-        let name = if wanted.is_empty() { self.free_name("v") } else { self.free_name(&wanted) };
+        let mut name = name.into();
+        if name.is_empty() {
+            name.push('v');
+        }
+        if self.find(&name).is_some() {
+            name = self.free_name(&name);
+        }
         let id = ValueId(self.values.len() as u32);
-        self.by_name.insert(name.clone(), id);
-        self.values.push(Value { name, ty, producer: None, raw: None, former: None });
+        self.values.push(Value { name, ty, producer: None, read: None, changed: false, renamed: false });
+        self.names.insert(&self.values, id);
         id
     }
 
@@ -221,7 +227,7 @@ impl Graph {
     pub(crate) fn free_name(&self, base: &str) -> String {
         let mut name = base.to_owned();
         let mut n = self.values.len();
-        while self.by_name.contains_key(&name) {
+        while self.find(&name).is_some() {
             name = format!("{base}.{n}");
             n += 1;
         }
@@ -230,18 +236,18 @@ impl Graph {
 
     /// Renames a value; the name must be free.
     pub fn rename(&mut self, id: ValueId, name: &str) -> Result<(), GraphError> {
-        match self.by_name.get(name) {
-            Some(&other) if other == id => return Ok(()),
+        match self.find(name) {
+            Some(other) if other == id => return Ok(()),
             Some(_) => {
                 return Err(GraphError::Value { name: name.into(), reason: "name is already taken".into() });
             }
             None => {}
         }
-        let old = std::mem::replace(&mut self.values[id.0 as usize].name, name.to_owned());
-        self.values[id.0 as usize].changed();
-        self.by_name.remove(&old);
-        self.by_name.insert(name.to_owned(), id);
-        self.renamed.insert(id);
+        self.names.remove(&self.values, id);
+        let value = &mut self.values[id.0 as usize];
+        value.name = name.to_owned();
+        (value.changed, value.renamed) = (true, true);
+        self.names.insert(&self.values, id);
         Ok(())
     }
 
@@ -266,7 +272,7 @@ impl Graph {
     /// outputs stay those it was added with: to change them remove the node and add another ([`Graph::verify`] tells).
     pub fn node_mut(&mut self, id: NodeId) -> &mut Node {
         let node = self.nodes[id.0 as usize].as_mut().expect("node ids held by callers are live");
-        node.changed();
+        node.changed = true;
         node
     }
 

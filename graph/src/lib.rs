@@ -16,10 +16,12 @@ mod infer;
 mod ir;
 mod lower;
 mod memory;
+mod names;
 mod node;
 mod onnx;
 pub mod ops;
 mod types;
+mod value_set;
 mod verify;
 
 pub use array::{Array, ArrayData};
@@ -35,3 +37,4 @@ pub use memory::MemoryPlan;
 pub use node::{Attr, Node};
 pub use onnx::read_tensor_proto;
 pub use types::{Dim, TensorType};
+pub use value_set::ValueSet;

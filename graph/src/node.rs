@@ -39,10 +39,10 @@ pub struct Node {
     pub outputs: Vec<Option<ValueId>>,
     /// Attributes by name, in file order.
     pub attrs: IndexMap<String, Attr>,
-    /// The NodeProto as read, while the node is untouched.
-    pub(crate) raw: Option<Bytes>,
-    /// The NodeProto as read, once the node was changed: attributes that were not are taken from it.
-    pub(crate) former: Option<Bytes>,
+    /// The NodeProto as read.
+    pub(crate) read: Option<Bytes>,
+    /// The node is another by now and written anew; of what was read, attributes that stayed the same are taken.
+    pub(crate) changed: bool,
     /// NodeProto fields that are not modelled (documentation, metadata), encoded.
     pub(crate) rest: Bytes,
 }
@@ -58,9 +58,9 @@ impl Node {
         }
     }
 
-    /// The node is to be written anew from now on.
-    pub(crate) fn changed(&mut self) {
-        self.former = self.raw.take().or(self.former.take());
+    /// The NodeProto as read, while it holds.
+    pub(crate) fn verbatim(&self) -> Option<&Bytes> {
+        self.read.as_ref().filter(|_| !self.changed)
     }
 
     /// The node with one more attribute.
@@ -207,7 +207,7 @@ impl Node {
         if !self.operands().any(|value| value == from) {
             return;
         }
-        self.changed();
+        self.changed = true;
         for input in &mut self.inputs {
             if *input == Some(from) {
                 *input = Some(to);

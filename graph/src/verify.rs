@@ -4,8 +4,8 @@ use crate::{Graph, GraphError, NodeId, ValueId};
 use std::collections::HashSet;
 
 impl Graph {
-    /// Checks single assignment, execution order, live producers, unique names and existing outputs, subgraphs
-    /// included. The error names the rule and what breaks it.
+    /// Checks single assignment, execution order, live producers and existing outputs, subgraphs included. The error
+    /// names the rule and what breaks it. That names are unique is kept by [`Graph::add_value`] and [`Graph::rename`].
     pub fn verify(&self) -> Result<(), GraphError> {
         let invalid = |reason: String| GraphError::Invalid { graph: self.name.clone(), reason };
         let foreign = |id: ValueId| id.0 as usize >= self.values.len();
@@ -54,11 +54,6 @@ impl Graph {
         for &output in &self.outputs {
             if !ready[output.0 as usize] {
                 return Err(invalid(format!("output '{}' is never computed", self.name_of(output))));
-            }
-        }
-        for id in self.value_ids() {
-            if self.find(self.name_of(id)) != Some(id) {
-                return Err(invalid(format!("two values are called '{}'", self.name_of(id))));
             }
         }
         Ok(())

@@ -16,8 +16,7 @@ pub use without::{NON_DIFFERENTIABLE, Without};
 
 use crate::extents::zeros;
 use crate::{COMPOSITES, GradError};
-use limbeck_graph::{Cx, Node, ValueId, Var};
-use std::collections::HashSet;
+use limbeck_graph::{Cx, Node, ValueSet, Var};
 
 /// Gradients of the inputs of a node, in input order; `None` where there is none.
 pub(crate) type Grads<'c> = Vec<Option<Var<'c>>>;
@@ -33,7 +32,7 @@ pub(crate) struct Rule<'r, 'c> {
     /// The forward node.
     pub(crate) node: &'r Node,
     label: &'r str,
-    active: &'r HashSet<ValueId>,
+    carrying: &'r ValueSet,
     grads: Vec<Option<Var<'c>>>,
 }
 
@@ -42,10 +41,10 @@ impl<'r, 'c> Rule<'r, 'c> {
         cx: &'c Cx,
         node: &'r Node,
         label: &'r str,
-        active: &'r HashSet<ValueId>,
+        carrying: &'r ValueSet,
         grads: Vec<Option<Var<'c>>>,
     ) -> Rule<'r, 'c> {
-        Rule { cx, node, label, active, grads }
+        Rule { cx, node, label, carrying, grads }
     }
 
     /// Input `i`, which the operator requires.
@@ -78,7 +77,7 @@ impl<'r, 'c> Rule<'r, 'c> {
 
     /// True when the gradient of input `i` is wanted; rules may skip costly ones that are not.
     pub(crate) fn wants(&self, i: usize) -> bool {
-        self.node.input(i).is_some_and(|id| self.active.contains(&id))
+        self.node.input(i).is_some_and(|id| self.carrying.contains(id))
     }
 
     /// Integers of input `i`, which must be constant; `None` when it is absent.

@@ -1,7 +1,7 @@
 //! The context that owns a graph under construction and keeps the first error made in it.
 
 use super::Var;
-use crate::{Attr, Graph, GraphError, Node, TensorType, ValueId};
+use crate::{Attr, Graph, GraphError, Node, TensorType, ValueId, ValueSet};
 use indexmap::IndexMap;
 use limbeck_tensor::{DType, Tensor};
 use std::cell::{Cell, Ref, RefCell};
@@ -16,6 +16,8 @@ pub struct Cx {
     scalars: RefCell<HashMap<(u64, DType), ValueId>>,
     float: Cell<DType>,
     scope: RefCell<String>,
+    /// The graph's outputs; forgotten when it is changed by other means than [`Cx::output`].
+    listed: RefCell<Option<ValueSet>>,
 }
 
 impl Cx {
@@ -32,6 +34,7 @@ impl Cx {
             scalars: RefCell::default(),
             float: Cell::new(float),
             scope: RefCell::default(),
+            listed: RefCell::default(),
         }
     }
 
@@ -52,6 +55,7 @@ impl Cx {
 
     /// Changes the graph directly; for passes that run inside a construction.
     pub fn edit<R>(&self, f: impl FnOnce(&mut Graph) -> R) -> R {
+        self.listed.take();
         f(&mut self.graph.borrow_mut())
     }
 
@@ -137,7 +141,8 @@ impl Cx {
         let var = {
             let graph = self.graph.borrow();
             let id = var.id();
-            let listed = graph.outputs.contains(&id);
+            let mut listed = self.listed.borrow_mut();
+            let listed = listed.get_or_insert_with(|| graph.outputs.iter().copied().collect()).contains(id);
             let provided = graph.producer(id).is_none();
             let copied = listed || (provided && graph.name_of(id) != name);
             drop(graph);
@@ -147,6 +152,7 @@ impl Cx {
         let result = graph.rename(var.id(), name);
         graph.outputs.push(var.id());
         drop(graph);
+        self.listed.borrow_mut().get_or_insert_default().insert(var.id());
         if let Err(e) = result {
             self.fail(e);
         }

@@ -53,11 +53,11 @@ impl Graph {
     /// Removes the makers of sequences that nothing reads any more.
     fn remove_unread(&mut self, known: &Sequences) {
         let mut read: HashSet<ValueId> = self.outputs.iter().copied().collect();
-        let mut unread = HashSet::new();
+        let mut unread = vec![];
         for id in self.node_ids().into_iter().rev() {
             let node = self.node(id);
             match node.output(0) {
-                Some(made) if known.contains_key(&made) && !read.contains(&made) => _ = unread.insert(id),
+                Some(made) if known.contains_key(&made) && !read.contains(&made) => unread.push(id),
                 _ => read.extend(node.reads()),
             }
         }

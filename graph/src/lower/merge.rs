@@ -11,7 +11,7 @@ impl Graph {
         let literals = self.equal_literals();
         let mut first: HashMap<Key, NodeId> = HashMap::new();
         let mut same: HashMap<ValueId, ValueId> = literals;
-        let mut gone = HashSet::new();
+        let mut gone = vec![];
         for id in self.node_ids() {
             let now = |v: &Option<ValueId>| v.map(|v| same.get(&v).copied().unwrap_or(v));
             let node = self.node(id);
@@ -29,7 +29,7 @@ impl Graph {
                         node.outputs.iter().zip(&self.node(kept).outputs).map(|(a, b)| (*a, *b)).collect();
                     if pairs.iter().all(|(a, b)| a.is_none() || b.is_some()) {
                         same.extend(pairs.into_iter().filter_map(|(a, b)| Some((a?, b?))));
-                        gone.insert(id);
+                        gone.push(id);
                     }
                 }
                 Some(_) => {}

@@ -51,14 +51,8 @@ impl Graph {
                 let copy = self.add_value(name, self.ty(result).cloned());
                 let inputs: Vec<Option<ValueId>> =
                     node.inputs.iter().map(|v| v.map(|v| made.get(&v).copied().unwrap_or(v))).collect();
-                let id = self.add_node(Node {
-                    name: String::new(),
-                    inputs,
-                    outputs: vec![Some(copy)],
-                    raw: None,
-                    former: None,
-                    ..node
-                });
+                let id =
+                    self.add_node(Node { name: String::new(), inputs, outputs: vec![Some(copy)], read: None, ..node });
                 made.insert(result, copy);
                 ahead.entry(again.first).or_default().push(id);
             }

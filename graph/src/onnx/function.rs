@@ -10,7 +10,7 @@ use crate::{Attr, Graph, GraphError, LIMBECK, Meta, Node};
 use bytes::Bytes;
 use prost::Message as _;
 use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 /// A function: a graph whose attributes may refer to those of the node that calls it.
 pub(crate) struct Function {
@@ -28,31 +28,30 @@ pub(crate) struct Function {
 pub(crate) fn decode(bytes: &Bytes) -> Result<Function, String> {
     let mut reader = Reader::detached();
     let graph = Graph { meta: Meta::default(), ..Graph::new("") };
-    let mut scope =
-        Scope { graph, inputs: HashSet::new(), provided: HashSet::new(), outputs: Default::default(), nested: false };
+    let mut scope = Scope::new(graph, false);
     let (mut name, mut domain, mut overload) = (String::new(), String::new(), String::new());
     let (mut nodes, mut outputs, mut defaults) = (vec![], vec![], vec![]);
     for field in wire::fields(bytes) {
         let field = field?;
         match field.number {
-            1 => name = field.text()?,
+            1 => name = field.text()?.into(),
             4 => {
-                let id = scope.value(&field.text()?);
+                let id = scope.value(field.text()?);
                 if !scope.provided.insert(id) {
                     return Err(format!("function '{name}' lists an input twice"));
                 }
                 scope.inputs.insert(id);
                 scope.graph.inputs.push(id);
             }
-            5 => outputs.push(field.text()?),
+            5 => outputs.push(field.text()?.to_owned()),
             7 => nodes.push(field.bytes()?),
             9 => {
                 let id = OperatorSetIdProto::decode(field.bytes()?).map_err(|e| e.to_string())?;
                 scope.graph.meta.opsets.push((id.domain, id.version));
             }
-            10 => domain = field.text()?,
+            10 => domain = field.text()?.into(),
             11 => defaults.push(field.bytes()?),
-            13 => overload = field.text()?,
+            13 => overload = field.text()?.into(),
             _ => {}
         }
     }
@@ -64,10 +63,11 @@ pub(crate) fn decode(bytes: &Bytes) -> Result<Function, String> {
         reader.node(&mut scope, raw, 0).map_err(at)?;
     }
     for output in outputs {
-        let id = scope.resolve(&output, || "the output list".into()).map_err(at)?;
+        let id = scope.resolve(&output, |_| "the output list".into()).map_err(at)?;
         scope.graph.outputs.push(id);
     }
-    let defaults = defaults.into_iter().map(|raw| reader.attribute(&mut scope, raw, "the function", 0));
+    let call = Node { op: name.clone(), domain: domain.clone(), ..Node::default() };
+    let defaults = defaults.into_iter().map(|raw| reader.attribute(&mut scope, raw, &call, 0));
     let defaults = defaults.collect::<Result<_, _>>().map_err(at)?;
     let mut body = scope.graph;
     body.sort().map_err(|e| at(e.to_string()))?;

@@ -9,20 +9,15 @@ use crate::types::{Dim, TensorType};
 use bytes::Bytes;
 use prost::Message as _;
 
-/// What was read of a value, whether it still holds or not.
-fn read(value: &Value) -> Option<&Bytes> {
-    value.raw.as_ref().or(value.former.as_ref())
-}
-
 /// True when the type that was read, of a modelled kind or not, is still the value's.
 pub(super) fn holds(value: &Value) -> bool {
     let same = |read: &Bytes| ValueInfoProto::decode(read.clone()).is_ok_and(|info| tensor_type(info.ty) == value.ty);
-    value.raw.is_some() || value.former.as_ref().is_some_and(same)
+    value.verbatim().is_some() || value.read.as_ref().is_some_and(same)
 }
 
 /// True when there is something to declare of a value; of a constant, only what a file said.
 pub(super) fn is_declared(value: &Value, constant: bool) -> bool {
-    if constant { read(value).is_some() } else { value.ty.is_some() || holds(value) }
+    if constant { value.read.is_some() } else { value.ty.is_some() || holds(value) }
 }
 
 /// The declaration `read`, under this name.
@@ -39,15 +34,19 @@ pub(super) fn named(read: &Bytes, name: &str) -> Message {
 
 /// The declaration of a value, under this name.
 pub(super) fn encode(value: &Value, name: &str) -> Message {
-    if let (Some(read), true) = (read(value), holds(value)) {
+    let mut info = Message::default();
+    if let Some(read) = value.verbatim().filter(|_| name == value.name) {
+        info.encoded(read.clone());
+        return info;
+    }
+    if let Some(read) = value.read.as_ref().filter(|_| holds(value)) {
         return named(read, name);
     }
-    let mut info = Message::default();
     info.text(1, name);
     if let Some(ty) = &value.ty {
         info.message(2, type_proto(ty));
     }
-    if let Some(read) = read(value) {
+    if let Some(read) = &value.read {
         info.encoded(wire::kept(read, |number| number > 2));
     }
     info

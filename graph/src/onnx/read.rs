@@ -38,11 +38,10 @@ pub(super) struct Reader<'a> {
     dense: usize,
 }
 
-/// A node whose names are not resolved yet.
+/// A node whose operands and attributes are still to be read from its encoded form.
 pub(super) struct RawNode {
     node: Node,
-    inputs: Vec<String>,
-    attributes: Vec<Bytes>,
+    encoded: Bytes,
 }
 
 impl Reader<'_> {
@@ -58,7 +57,7 @@ impl Reader<'_> {
             let field = field.map_err(|e| format!("is damaged or not an ONNX model: {e}"))?;
             match field.number {
                 1 => meta.ir_version = field.int()?,
-                2 if !field.bytes()?.is_empty() => meta.producer = field.text()?,
+                2 if !field.bytes()?.is_empty() => meta.producer = field.text()?.into(),
                 7 if graph.is_some() => return Err("holds two graphs".into()),
                 7 => graph = Some(field.bytes()?),
                 8 => {
@@ -111,7 +110,7 @@ impl Reader<'_> {
             let field = field.map_err(|e| format!("graph: {e}"))?;
             match field.number {
                 1 => nodes.push(field.bytes()?),
-                2 if !field.bytes()?.is_empty() => scope.graph.name = field.text()?,
+                2 if !field.bytes()?.is_empty() => scope.graph.name = field.text()?.into(),
                 5 | 15 => weights.push((field.number == 15, field.bytes()?)),
                 11 => inputs.push(field.bytes()?),
                 12 => outputs.push(field.bytes()?),
@@ -142,7 +141,7 @@ impl Reader<'_> {
         }
         for id in outputs {
             let name = scope.graph.name_of(id).to_owned();
-            let id = scope.resolve(&name, || "the graph's output list".into())?;
+            let id = scope.resolve(&name, |_| "the graph's output list".into())?;
             scope.graph.outputs.push(id);
         }
         scope.spare_unwritten();
@@ -194,27 +193,33 @@ impl Reader<'_> {
     }
 
     pub(super) fn node(&mut self, scope: &mut Scope, raw: RawNode, depth: usize) -> Result<(), String> {
-        let RawNode { mut node, inputs, attributes } = raw;
-        let graph = &scope.graph;
-        let first = node.outputs.iter().flatten().next().map_or("", |&o| graph.name_of(o));
-        let label = format!("node '{}' ({})", if node.name.is_empty() { first } else { &node.name }, node.full_op());
-        for name in &inputs {
-            let id = if name.is_empty() { None } else { Some(scope.resolve(name, || label.clone())?) };
-            node.inputs.push(id);
-        }
+        let RawNode { mut node, encoded } = raw;
         let uses = self.external_uses;
-        for raw in attributes {
-            let (name, attr) = self
-                .attribute(scope, raw, &label, depth)
-                .map_err(|e| if depth == 0 { format!("{label}: {e}") } else { e })?;
-            if node.attrs.contains_key(&name) {
-                return Err(format!("{label}: attribute '{name}' is given twice"));
+        for field in wire::fields(&encoded) {
+            let field = field?;
+            match field.number {
+                1 => {
+                    let name = field.text()?;
+                    let operand = (!name.is_empty()).then(|| scope.resolve(name, |graph| label(&node, graph)));
+                    node.inputs.push(operand.transpose()?);
+                }
+                5 => {
+                    let (name, attr) =
+                        self.attribute(scope, field.bytes()?, &node, depth).map_err(|e| match depth {
+                            0 => format!("{}: {e}", label(&node, &scope.graph)),
+                            _ => e,
+                        })?;
+                    if node.attrs.contains_key(&name) {
+                        return Err(format!("{}: attribute '{name}' is given twice", label(&node, &scope.graph)));
+                    }
+                    node.attrs.insert(name, attr);
+                }
+                _ => {}
             }
-            node.attrs.insert(name, attr);
         }
         if self.external_uses > uses {
             // External data inside attributes is tracked by the decoded form only.
-            node.changed();
+            node.changed = true;
         }
         scope.graph.push_in_order(node);
         Ok(())
@@ -224,7 +229,7 @@ impl Reader<'_> {
         &mut self,
         scope: &mut Scope,
         raw: Bytes,
-        label: &str,
+        node: &Node,
         depth: usize,
     ) -> Result<(String, Attr), String> {
         let a = AttributeProto::decode(raw.clone()).map_err(|e| format!("attribute: {e}"))?;
@@ -247,10 +252,10 @@ impl Reader<'_> {
             }
             attribute_type::GRAPH => {
                 let g = a.g.ok_or_else(|| format!("attribute '{name}' lacks its graph"))?;
-                Attr::Graph(Box::new(self.subgraph(scope, &g, &name, label, depth)?))
+                Attr::Graph(Box::new(self.subgraph(scope, &g, &name, node, depth)?))
             }
             attribute_type::GRAPHS => {
-                let graphs = a.graphs.iter().map(|g| self.subgraph(scope, g, &name, label, depth));
+                let graphs = a.graphs.iter().map(|g| self.subgraph(scope, g, &name, node, depth));
                 Attr::Graphs(graphs.collect::<Result<_, _>>()?)
             }
             _ => match plain(a) {
@@ -273,17 +278,18 @@ impl Reader<'_> {
         scope: &mut Scope,
         bytes: &Bytes,
         attribute: &str,
-        label: &str,
+        node: &Node,
         depth: usize,
     ) -> Result<Graph, String> {
         let mut sub = self.graph(bytes, depth + 1).map_err(|e| format!("subgraph '{attribute}': {e}"))?;
         for i in 0..sub.captures.len() {
             let inner = sub.captures[i].inner;
             let name = sub.name_of(inner).to_owned();
-            let outer = scope.resolve(&name, || format!("{label}, in its subgraph '{attribute}',"))?;
+            let reader = |graph: &Graph| format!("{}, in its subgraph '{attribute}',", label(node, graph));
+            let outer = scope.resolve(&name, reader)?;
             sub.captures[i].outer = outer;
             // What the file declares stands, understood or not.
-            if sub.value(inner).raw.is_none() {
+            if sub.value(inner).verbatim().is_none() {
                 sub.set_ty(inner, scope.graph.ty(outer).cloned());
             }
         }
@@ -302,18 +308,17 @@ fn keep_entry(meta: &mut Meta, written: Message, read: Bytes) {
 /// Scans a NodeProto and claims its outputs.
 pub(super) fn raw_node(scope: &mut Scope, raw: Bytes) -> Result<RawNode, String> {
     let mut node = Node::default();
-    let (mut inputs, mut attributes, mut rest) = (vec![], vec![], Rest::default());
-    let mut outputs = vec![];
+    let (mut outputs, mut rest) = (vec![], Rest::default());
     for field in wire::fields(&raw) {
         let field = field.map_err(|e| format!("node '{}': {e}", node.name))?;
         match field.number {
-            1 => inputs.push(field.text()?),
-            2 => outputs.push(field.text()?),
-            3 => node.name = field.text()?,
-            4 => node.op = field.text()?,
-            5 => attributes.push(field.bytes()?),
-            7 => node.domain = field.text()?,
-            8 => node.overload = field.text()?,
+            1 => _ = field.text()?,
+            2 => outputs.push(field),
+            3 => node.name = field.text()?.into(),
+            4 => node.op = field.text()?.into(),
+            5 => _ = field.bytes()?,
+            7 => node.domain = field.text()?.into(),
+            8 => node.overload = field.text()?.into(),
             _ => rest.keep(field),
         }
     }
@@ -321,8 +326,9 @@ pub(super) fn raw_node(scope: &mut Scope, raw: Bytes) -> Result<RawNode, String>
     if node.op.is_empty() {
         return Err(format!("node '{}' has no operator", node.name));
     }
-    for name in outputs {
-        let id = (!name.is_empty()).then(|| scope.value(&name));
+    for output in outputs {
+        let name = output.text()?;
+        let id = (!name.is_empty()).then(|| scope.value(name));
         if id.is_some_and(|id| !scope.provided.insert(id)) {
             return Err(format!(
                 "node '{}' ({}) assigns '{name}', which has a value already",
@@ -333,8 +339,14 @@ pub(super) fn raw_node(scope: &mut Scope, raw: Bytes) -> Result<RawNode, String>
         node.outputs.push(id);
     }
     node.rest = rest.finish();
-    node.raw = Some(raw);
-    Ok(RawNode { node, inputs, attributes })
+    node.read = Some(raw.clone());
+    Ok(RawNode { node, encoded: raw })
+}
+
+/// What errors call a node that is not in the graph yet.
+fn label(node: &Node, graph: &Graph) -> String {
+    let first = node.outputs.iter().flatten().next().map_or("", |&o| graph.name_of(o));
+    format!("node '{}' ({})", if node.name.is_empty() { first } else { &node.name }, node.full_op())
 }
 
 /// True when every operand comes before its readers.

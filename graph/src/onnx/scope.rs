@@ -2,22 +2,22 @@
 
 use super::proto::{TypeProto, ValueInfoProto};
 use crate::types::MAX_RANK;
-use crate::{Capture, Dim, Graph, TensorType, ValueId};
+use crate::{Capture, Dim, Graph, TensorType, ValueId, ValueSet};
 use bytes::Bytes;
 use limbeck_tensor::DType;
 use prost::Message as _;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
 /// A graph being read, and which of its values something provides.
 pub(super) struct Scope {
     /// The graph as far as it is read.
     pub(super) graph: Graph,
     /// Its inputs.
-    pub(super) inputs: HashSet<ValueId>,
+    pub(super) inputs: ValueSet,
     /// Its outputs, as far as they are read.
-    pub(super) outputs: HashSet<ValueId>,
+    pub(super) outputs: ValueSet,
     /// Values that something provides.
-    pub(super) provided: HashSet<ValueId>,
+    pub(super) provided: ValueSet,
     /// True in a subgraph.
     pub(super) nested: bool,
 }
@@ -25,7 +25,8 @@ pub(super) struct Scope {
 impl Scope {
     /// Nothing is known yet.
     pub(super) fn new(graph: Graph, nested: bool) -> Scope {
-        Scope { graph, inputs: HashSet::new(), outputs: HashSet::new(), provided: HashSet::new(), nested }
+        let [inputs, outputs, provided] = <[ValueSet; 3]>::default();
+        Scope { graph, inputs, outputs, provided, nested }
     }
 
     /// The value of this name, made when there is none.
@@ -34,13 +35,13 @@ impl Scope {
     }
 
     /// The value that `reader` means by `name`; in a subgraph, what the subgraph lacks is a capture.
-    pub(super) fn resolve(&mut self, name: &str, reader: impl FnOnce() -> String) -> Result<ValueId, String> {
-        let known = self.graph.find(name).filter(|id| self.provided.contains(id));
+    pub(super) fn resolve(&mut self, name: &str, reader: impl FnOnce(&Graph) -> String) -> Result<ValueId, String> {
+        let known = self.graph.find(name).filter(|&id| self.provided.contains(id));
         if let Some(id) = known {
             return Ok(id);
         }
         if !self.nested {
-            return Err(format!("{} reads '{name}', which nothing provides", reader()));
+            return Err(format!("{} reads '{name}', which nothing provides", reader(&self.graph)));
         }
         let inner = self.value(name);
         self.provided.insert(inner);
@@ -52,13 +53,13 @@ impl Scope {
     /// Declared values that nothing here provides, or that are captured, have no place of their own in a written file.
     pub(super) fn spare_unwritten(&mut self) {
         let Graph { values, spare_infos, initializers, inputs, outputs, .. } = &mut self.graph;
-        let listed: HashSet<ValueId> = inputs.iter().chain(&*outputs).copied().collect();
+        let listed: ValueSet = inputs.iter().chain(&*outputs).copied().collect();
         let mut first = BTreeMap::new();
         for (value, id) in values.iter().zip((0..).map(ValueId)) {
-            if let Some(raw) = &value.raw
+            if let Some(raw) = value.verbatim()
                 && value.producer.is_none()
                 && !initializers.contains_key(&id)
-                && !listed.contains(&id)
+                && !listed.contains(id)
             {
                 first.insert(id, raw.clone());
             }
@@ -85,17 +86,18 @@ pub(super) fn declare(scope: &mut Scope, raw: Bytes, what: &str) -> Result<Value
     }
     let id = scope.value(&info.name);
     let value = &mut scope.graph.values[id.0 as usize];
-    if what == "output" && (scope.inputs.contains(&id) || !scope.outputs.insert(id)) {
+    if what == "output" && (scope.inputs.contains(id) || !scope.outputs.insert(id)) {
         scope.graph.output_infos.push((id, raw));
-    } else if value.raw.is_some() && what != "output" {
+    } else if value.verbatim().is_some() && what != "output" {
         if what == "value" {
             scope.graph.spare_infos.push((id, raw));
         }
     } else {
         // A type that is not understood takes the place of what an earlier declaration says, not of a constant's own.
-        let before = value.ty.take().filter(|_| info.ty.is_none() || value.raw.is_none());
+        let before = value.ty.take().filter(|_| info.ty.is_none() || value.verbatim().is_none());
         value.ty = tensor_type(info.ty).or(before);
-        if let Some(before) = value.raw.replace(raw) {
+        let changed = std::mem::take(&mut value.changed);
+        if let Some(before) = value.read.replace(raw).filter(|_| !changed) {
             scope.graph.spare_infos.push((id, before));
         }
     }

@@ -53,7 +53,7 @@ impl TensorProto {
                 3 => t.segmented = true,
                 4 | 5 | 7 | 10 | 11 => t.typed.push(field),
                 6 => t.strings.push(field.bytes()?),
-                8 => t.name = field.text()?,
+                8 => t.name = field.text()?.into(),
                 9 => t.raw = Some(field.bytes()?),
                 13 => t.external.push(entry(&field)?),
                 14 => t.is_external = field.int()? == 1,

@@ -3,7 +3,7 @@
 //! before the first byte is written.
 
 use bytes::{Bytes, BytesMut};
-use std::collections::HashSet;
+use std::collections::BTreeMap;
 use std::io::Write;
 
 /// What a field holds.
@@ -36,8 +36,11 @@ impl Field {
     }
 
     /// The content as text.
-    pub(super) fn text(&self) -> Result<String, String> {
-        String::from_utf8(self.bytes()?.to_vec()).map_err(|_| format!("field {} is not UTF-8", self.number))
+    pub(super) fn text(&self) -> Result<&str, String> {
+        match &self.content {
+            Content::Bytes(b) => std::str::from_utf8(b).map_err(|_| format!("field {} is not UTF-8", self.number)),
+            _ => Err(format!("field {} has the wrong wire type", self.number)),
+        }
     }
 
     /// The content as a signed integer.
@@ -263,32 +266,27 @@ pub(super) fn stream(bytes: &[u8], to: &mut dyn Write) -> std::io::Result<()> {
 /// equal number keep their order.
 #[derive(Debug, Default)]
 pub(super) struct ByNumber {
-    fields: Vec<(u32, Message)>,
+    fields: BTreeMap<u32, Message>,
 }
 
 impl ByNumber {
     /// Adds one field made by `write`.
     pub(super) fn put(&mut self, number: u32, write: impl FnOnce(&mut Message)) {
-        let mut message = Message::default();
-        write(&mut message);
-        self.fields.push((number, message));
+        write(self.fields.entry(number).or_default());
     }
 
     /// Adds fields kept from a file, but those that are there already.
     pub(super) fn rest(&mut self, rest: &Bytes) {
-        let there: HashSet<u32> = self.fields.iter().map(|(number, _)| *number).collect();
+        let there: Vec<u32> = self.fields.keys().copied().collect();
         for field in fields(rest).flatten().filter(|field| !there.contains(&field.number)) {
             self.put(field.number, |m| m.encoded(field.raw));
         }
     }
 
     /// The whole message.
-    pub(super) fn finish(mut self) -> Message {
-        self.fields.sort_by_key(|(number, _)| *number);
+    pub(super) fn finish(self) -> Message {
         let mut all = Message::default();
-        for (_, field) in self.fields {
-            all.append(field);
-        }
+        self.fields.into_values().for_each(|fields| all.append(fields));
         all
     }
 }

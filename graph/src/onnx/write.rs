@@ -5,7 +5,7 @@ use super::attribute::{Former, says};
 use super::proto::attribute_type;
 use super::wire::{self, ByNumber, Message};
 use super::{external, function, info, tensor};
-use crate::{Attr, Graph, GraphError, LIMBECK, Node, ValueId};
+use crate::{Attr, Graph, GraphError, LIMBECK, Node, ValueId, ValueSet};
 use bytes::Bytes;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::path::Path;
@@ -126,13 +126,9 @@ impl Writer {
         let name_of = |id: ValueId| renamed.get(&id).map_or_else(|| graph.name_of(id), String::as_str);
         let mut m = ByNumber::default();
         for (_, node) in graph.nodes() {
-            let verbatim = node.raw.clone().filter(|_| {
-                let clean = |id: &ValueId| !renamed.contains_key(id) && !graph.renamed.contains(id);
-                let all_clean = renamed.is_empty() && graph.renamed.is_empty();
-                all_clean || node.reads().iter().chain(node.outputs.iter().flatten()).all(clean)
-            });
-            match verbatim {
-                Some(raw) => m.put(1, |m| m.bytes(1, raw)),
+            let clean = |id: ValueId| !graph.value(id).renamed && (renamed.is_empty() || !renamed.contains_key(&id));
+            match node.verbatim().filter(|_| node.operands().chain(node.outputs.iter().flatten().copied()).all(clean)) {
+                Some(raw) => m.put(1, |m| m.bytes(1, raw.clone())),
                 None => {
                     let node = self.node(graph, node, &name_of)?;
                     m.put(1, |m| m.message(1, node));
@@ -147,7 +143,7 @@ impl Writer {
                 (init.raw.as_ref().filter(|_| init.external.is_none() || !self.embed), graph.name_of(*id));
             let number = if init.sparse && raw.is_some() { 15 } else { 5 };
             m.put(number, |m| match raw {
-                Some(raw) if graph.renamed.contains(id) => m.message(number, tensor::renamed(raw, init.sparse, name)),
+                Some(raw) if graph.value(*id).renamed => m.message(number, tensor::renamed(raw, init.sparse, name)),
                 Some(raw) => m.bytes(number, raw.clone()),
                 None => m.message(number, tensor::encode_initializer(name, init)),
             });
@@ -162,7 +158,7 @@ impl Writer {
         for (id, raw) in graph.output_infos.iter().filter(|(id, _)| info::holds(graph.value(*id))) {
             again.entry(*id).or_default().push_back(raw);
         }
-        let mut seen: HashSet<ValueId> = graph.inputs.iter().copied().collect();
+        let mut seen: ValueSet = graph.inputs.iter().copied().collect();
         for &id in &graph.outputs {
             let own = if seen.insert(id) { None } else { again.get_mut(&id).and_then(VecDeque::pop_front) };
             m.put(12, |m| match own {
@@ -170,8 +166,8 @@ impl Writer {
                 None => m.message(12, info::encode(graph.value(id), name_of(id))),
             });
         }
-        let listed: HashSet<ValueId> = graph.inputs.iter().chain(&graph.outputs).copied().collect();
-        for id in graph.value_ids().filter(|id| !listed.contains(id)) {
+        let listed: ValueSet = graph.inputs.iter().chain(&graph.outputs).copied().collect();
+        for id in graph.value_ids().filter(|&id| !listed.contains(id)) {
             let value = graph.value(id);
             let constant = graph.initializer(id).is_some();
             if (constant || value.producer.is_some()) && info::is_declared(value, constant) {
@@ -197,7 +193,7 @@ impl Writer {
                 m.text(number, operand.map_or("", name_of));
             }
         }
-        let read = node.raw.as_ref().or(node.former.as_ref()).map(Former::of).unwrap_or_default();
+        let read = node.read.as_ref().map(Former::of).unwrap_or_default();
         let text = |m: &mut Message, number: u32, text: &str| {
             if !text.is_empty() || read.empty.contains(&number) {
                 m.text(number, text);

@@ -12,7 +12,7 @@ pub(super) fn emit(graph: &mut Graph, groups: Vec<Group>, places: &mut HashMap<N
     let consumers = graph.consumers();
     let outputs: HashSet<ValueId> = graph.outputs.iter().copied().collect();
     for group in groups {
-        let own: HashSet<NodeId> = group.nodes.iter().map(|(id, _)| *id).collect();
+        let own: Vec<NodeId> = group.nodes.iter().map(|(id, _)| *id).collect();
         let leaves = |value: ValueId| {
             let outside = |n: &NodeId| !own.contains(n);
             outputs.contains(&value) || consumers.get(&value).is_some_and(|readers| readers.iter().any(outside))
