@@ -9,15 +9,9 @@
 //! Attributes are those of ONNX `Conv`: `strides`, `pads`, `dilations`, `group`, `kernel_shape`. All tensors are float32;
 //! one or two spatial axes; only the batch may be unknown before a call.
 
-use super::{Attributes, Extent, FusedError, Operand, ensure};
-use limbeck_kernels::{ConvGeometry, ConvParams, Parallelism, conv_forward, conv_grad_input, conv_grad_weight};
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Pass {
-    Forward,
-    GradInput,
-    GradWeight,
-}
+use super::plan::{Kernel, Pass};
+use super::{Attributes, Extent, FusedError, ensure, known};
+use limbeck_kernels::{ConvGeometry, ConvParams};
 
 /// One of the three passes with its attributes; an empty list means ONNX's default.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -41,11 +35,6 @@ struct Sizes<D> {
     input: Vec<usize>,
     kernel: Vec<usize>,
     output: Vec<usize>,
-}
-
-fn known<D: Extent>(extents: &[D]) -> Result<Vec<usize>, FusedError> {
-    let all: Option<Vec<usize>> = extents.iter().map(Extent::known).collect();
-    all.ok_or_else(|| FusedError(format!("{extents:?} must be known before a run")))
 }
 
 impl Conv {
@@ -180,27 +169,8 @@ impl Conv {
         Ok(head.into_iter().chain(tail.into_iter().map(D::from)).collect())
     }
 
-    /// Floating point operations, a tenth counted: those of a matrix product are fast.
-    pub(super) fn operations(&self, operands: &[&[usize]]) -> f64 {
-        let geometry = self.sizes(operands).and_then(|sizes| self.geometry(&sizes, sizes.batch));
-        geometry.map_or(0.0, |g| g.flops() / 10.0)
-    }
-
-    pub(super) fn run(
-        &self,
-        operands: &[Operand<'_>],
-        result: &mut [f32],
-        parallelism: Parallelism,
-    ) -> Result<(), FusedError> {
-        let shapes: Vec<&[usize]> = operands.iter().map(|o| o.shape).collect();
-        let sizes = self.sizes(&shapes)?;
-        let geometry = self.geometry(&sizes, sizes.batch)?;
-        let slices = operands.iter().map(|o| o.elements.floats()).collect::<Result<Vec<_>, _>>()?;
-        match self.pass {
-            Pass::Forward => conv_forward(&geometry, slices[0], slices[1], slices.get(2).copied(), result, parallelism),
-            Pass::GradInput => conv_grad_input(&geometry, slices[0], slices[1], result, parallelism),
-            Pass::GradWeight => conv_grad_weight(&geometry, slices[0], slices[1], result, parallelism),
-        }?;
-        Ok(())
+    pub(super) fn kernel(&self, operands: &[&[usize]]) -> Result<Kernel, FusedError> {
+        let sizes = self.sizes(operands)?;
+        Ok(Kernel::Conv(self.pass, self.geometry(&sizes, sizes.batch)?))
     }
 }

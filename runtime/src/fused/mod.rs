@@ -3,13 +3,16 @@
 
 mod conv;
 mod map;
+mod plan;
 mod product;
 
 use conv::Conv;
-use limbeck_kernels::{KernelError, Parallelism};
+use limbeck_kernels::KernelError;
 use map::Map;
+pub(crate) use plan::Plan;
 use product::MatMul;
 use std::fmt::{Debug, Display};
+use std::sync::Arc;
 
 /// Domain of the operators.
 pub(crate) const DOMAIN: &str = "ai.limbeck";
@@ -26,9 +29,6 @@ pub(crate) fn op_of(op_type: &str) -> Option<&'static str> {
     };
     OPS.iter().copied().find(|op| *op == base)
 }
-
-/// Operations of a call below which it runs on the calling thread alone.
-const SERIAL_BELOW: f64 = 2e5;
 
 /// Why a node or a call was refused.
 #[derive(Debug, thiserror::Error)]
@@ -89,7 +89,7 @@ pub(crate) enum Elements<'a> {
     F32(&'a [f32]),
     /// bool, a byte each: 0 is false, anything else true.
     Bool(&'a [u8]),
-    /// What the result of this number holds before the call (see [`FusedOp::in_place`]).
+    /// What the result of this number holds before the call (see [`Plan::in_place`]).
     Result(usize),
 }
 
@@ -104,18 +104,16 @@ impl<'a> Elements<'a> {
     }
 }
 
-/// An operand of a call.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Operand<'a> {
-    /// Its extents.
-    pub(crate) shape: &'a [usize],
-    /// Its elements.
-    pub(crate) elements: Elements<'a>,
-}
-
 /// One operator with its attributes. Its results are float32.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) enum FusedOp {
+pub(crate) struct FusedOp {
+    kind: Kind,
+    last: plan::Last,
+}
+
+/// The kinds of operators.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Kind {
     /// A convolution or one of its gradients.
     Conv(Conv),
     /// A chain of element-wise operators.
@@ -135,72 +133,50 @@ impl FusedOp {
         results: usize,
         attributes: &dyn Attributes,
     ) -> Result<FusedOp, FusedError> {
-        match op_of(op_type) {
-            Some("Map") => Map::parse(operands, results, attributes).map(FusedOp::Map),
-            Some("FusedMatMul") => MatMul::parse(operands, results, attributes).map(FusedOp::MatMul),
-            _ => Conv::parse(op_type, operands, results, attributes).map(FusedOp::Conv),
-        }
+        let kind = match op_of(op_type) {
+            Some("Map") => Kind::Map(Map::parse(operands, results, attributes)?),
+            Some("FusedMatMul") => Kind::MatMul(MatMul::parse(operands, results, attributes)?),
+            _ => Kind::Conv(Conv::parse(op_type, operands, results, attributes)?),
+        };
+        Ok(FusedOp { kind, last: plan::Last::default() })
     }
 
     /// The operator's type.
     pub(crate) fn op_type(&self) -> &'static str {
-        match self {
-            FusedOp::Conv(conv) => conv.op_type(),
-            FusedOp::Map(_) => "Map",
-            FusedOp::MatMul(_) => "FusedMatMul",
+        match &self.kind {
+            Kind::Conv(conv) => conv.op_type(),
+            Kind::Map(_) => "Map",
+            Kind::MatMul(_) => "FusedMatMul",
         }
     }
 
-    /// Shapes of the results. Only a convolution's batch, the first extent, may be unknown.
+    /// Shapes of the results. Only the batch of a convolution or a product, the first extent, may be unknown.
     ///
     /// # Errors
     /// Shapes that do not fit together or with the attributes.
     pub(crate) fn output_shapes<D: Extent>(&self, operands: &[&[D]]) -> Result<Vec<Vec<D>>, FusedError> {
-        match self {
-            FusedOp::Conv(conv) => Ok(vec![conv.output_shape(operands)?]),
-            FusedOp::Map(map) => map.output_shapes(operands),
-            FusedOp::MatMul(product) => Ok(vec![product.output_shape(operands)?]),
-        }
-    }
-
-    /// The results in whose memory an operand of type float32 may lie that nothing else needs.
-    ///
-    /// # Errors
-    /// As [`FusedOp::output_shapes`].
-    pub(crate) fn in_place(&self, operands: &[&[usize]], operand: usize) -> Result<Vec<usize>, FusedError> {
-        match self {
-            FusedOp::Conv(_) | FusedOp::MatMul(_) => Ok(vec![]),
-            FusedOp::Map(map) => map.in_place(operands, operand),
-        }
-    }
-
-    /// The threads of so many that a call is worth: one when it ends before a second has woken up.
-    pub(crate) fn worth_threads(&self, operands: &[&[usize]], threads: usize) -> usize {
-        let operations = match self {
-            FusedOp::Conv(conv) => conv.operations(operands),
-            FusedOp::Map(map) => map.operations(operands),
-            FusedOp::MatMul(product) => product.operations(operands),
-        };
-        if operations < SERIAL_BELOW { 1 } else { threads }
-    }
-
-    /// Computes the results. What they hold before the call does not matter but where an operand lies in it.
-    ///
-    /// # Errors
-    /// Operands that do not fit together, or with the length of a result.
-    pub(crate) fn run(
-        &self,
-        operands: &[Operand<'_>],
-        results: &mut [&mut [f32]],
-        parallelism: Parallelism,
-    ) -> Result<(), FusedError> {
-        match (self, results) {
-            (FusedOp::Map(map), results) => map.run(operands, results, parallelism),
-            (FusedOp::Conv(conv), [result]) => conv.run(operands, result, parallelism),
-            (FusedOp::MatMul(product), [result]) => product.run(operands, result, parallelism),
-            (FusedOp::Conv(_) | FusedOp::MatMul(_), results) => {
-                Err(FusedError(format!("{} has 1 result, not {}", self.op_type(), results.len())))
+        match &self.kind {
+            Kind::Conv(conv) => Ok(vec![conv.output_shape(operands)?]),
+            Kind::MatMul(product) => Ok(vec![product.output_shape(operands)?]),
+            Kind::Map(_) => {
+                let known = operands.iter().map(|shape| known(shape)).collect::<Result<Vec<_>, _>>()?;
+                let plan = self.plan(&known.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
+                Ok(plan.output_shapes().iter().map(|shape| shape.iter().map(|&n| D::from(n)).collect()).collect())
             }
         }
     }
+
+    /// The operator for operands of these shapes.
+    ///
+    /// # Errors
+    /// As [`FusedOp::output_shapes`].
+    pub(crate) fn plan(&self, operands: &[&[usize]]) -> Result<Arc<Plan>, FusedError> {
+        self.last.plan(&self.kind, operands)
+    }
+}
+
+/// The numbers that extents are.
+fn known<D: Extent>(extents: &[D]) -> Result<Vec<usize>, FusedError> {
+    let all: Option<Vec<usize>> = extents.iter().map(Extent::known).collect();
+    all.ok_or_else(|| FusedError(format!("{extents:?} must be known before a run")))
 }

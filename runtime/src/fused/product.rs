@@ -3,8 +3,9 @@
 //! `FusedMatMul` multiplies `a [batch.., m, k]` by `b`, which has as many axes or just two: `[.., k, n]`. With `transA` or
 //! `transB` the last two axes of an operand are exchanged first. All tensors are float32.
 
-use super::{Attributes, Extent, FusedError, Operand, ensure};
-use limbeck_kernels::{Parallelism, Product};
+use super::plan::Kernel;
+use super::{Attributes, Extent, FusedError, ensure};
+use limbeck_kernels::Product;
 
 /// A matrix product with its attributes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -29,13 +30,13 @@ impl MatMul {
         Ok([batch, &[left[ta].clone(), right[1 - tb].clone()]].concat())
     }
 
-    fn product(&self, operands: &[&[usize]]) -> Result<Product, FusedError> {
+    pub(super) fn kernel(&self, operands: &[&[usize]]) -> Result<Kernel, FusedError> {
         let shape = self.output_shape(operands)?;
         let [.., rows, cols] = shape[..] else { return Err(FusedError::new("a product has two axes at least")) };
         let [a, b] = [operands[0], operands[1]];
         let batch = shape[..shape.len() - 2].iter().try_fold(1usize, |n, &d| n.checked_mul(d));
         let [transpose_a, transpose_b] = self.transpose;
-        Ok(Product {
+        Ok(Kernel::Product(Product {
             batch: batch.ok_or_else(|| FusedError(format!("the batch of {a:?} overflows")))?,
             rows,
             cols,
@@ -43,22 +44,6 @@ impl MatMul {
             transpose_a,
             transpose_b,
             shared_b: b.len() == 2 && a.len() > 2,
-        })
-    }
-
-    /// Floating point operations, a tenth counted: those of a matrix product are fast.
-    pub(super) fn operations(&self, operands: &[&[usize]]) -> f64 {
-        self.product(operands).map_or(0.0, |product| product.flops() / 10.0)
-    }
-
-    pub(super) fn run(
-        &self,
-        operands: &[Operand<'_>],
-        result: &mut [f32],
-        parallelism: Parallelism,
-    ) -> Result<(), FusedError> {
-        let product = self.product(&operands.iter().map(|o| o.shape).collect::<Vec<_>>())?;
-        let (a, b) = (operands[0].elements.floats()?, operands[1].elements.floats()?);
-        Ok(product.run(a, b, result, parallelism)?)
+        }))
     }
 }

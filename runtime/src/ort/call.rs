@@ -1,6 +1,6 @@
 //! What ONNX Runtime tells a custom operator through its C API: of the node that a kernel is made for, and of a call.
 
-use crate::fused::{Attributes, Elements, FusedError, Operand};
+use crate::fused::{Attributes, Elements, FusedError};
 use limbeck_kernels::Team;
 use ort_sys::{ONNXTensorElementDataType as Element, OrtKernelContext, OrtKernelInfo, OrtStatusPtr, OrtValue};
 use std::{
@@ -246,10 +246,10 @@ impl Input {
         if self.element == Element::ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL { 1 } else { size_of::<f32>() }
     }
 
-    pub(super) fn operand(&self) -> Result<Operand<'_>, FusedError> {
+    pub(super) fn elements(&self) -> Result<Elements<'_>, FusedError> {
         let len = length(&self.shape)?;
         // SAFETY (of both): the tensor has `len` elements of this type, which live and stay unchanged during the call.
-        let elements = match self.element {
+        Ok(match self.element {
             Element::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT if len == 0 => Elements::F32(&[]),
             Element::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT => {
                 Elements::F32(unsafe { slice::from_raw_parts(place::<f32>(self.data)?, len) })
@@ -259,8 +259,7 @@ impl Input {
                 Elements::Bool(unsafe { slice::from_raw_parts(place::<u8>(self.data)?, len) })
             }
             other => return Err(FusedError::new(format!("takes float32 and bool tensors, got {other:?}"))),
-        };
-        Ok(Operand { shape: &self.shape, elements })
+        })
     }
 }
 

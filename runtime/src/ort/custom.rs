@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     RuntimeError,
-    fused::{DOMAIN, Elements, FusedError, FusedOp, Operand, op_of},
+    fused::{DOMAIN, Elements, FusedError, FusedOp, op_of},
 };
 use limbeck_kernels::Parallelism;
 use ort::{
@@ -286,7 +286,8 @@ unsafe extern "system" fn destroy(kernel: *mut c_void) {
 /// Runs a kernel once.
 unsafe extern "system" fn compute(kernel: *mut c_void, context: *mut OrtKernelContext) -> OrtStatusPtr {
     status(|| {
-        // SAFETY: `kernel` is what `create` made. It is never written to, so that runs on several threads may share it.
+        // SAFETY: `kernel` is what `create` made. Runs on several threads may share it: what changes in it
+        // lies behind a lock.
         let kernel = unsafe { &*kernel.cast::<Kernel>() };
         kernel.run(&Call::new(context)).map_err(|e| FusedError::new(format!("{}: {e}", kernel.op.op_type())))
     })
@@ -308,32 +309,32 @@ impl Kernel {
     fn run(&self, call: &Call) -> Result<(), FusedError> {
         let inputs = (0..call.operands()?).map(|i| call.input(i)).collect::<Result<Vec<_>, _>>()?;
         let shapes: Vec<&[usize]> = inputs.iter().map(Input::shape).collect();
-        let threads = self.op.worth_threads(&shapes, self.threads);
-        let wanted = self.op.output_shapes(&shapes)?;
-        let results = wanted.iter().enumerate().map(|(i, shape)| call.result(i, shape));
+        let plan = self.op.plan(&shapes)?;
+        let threads = plan.worth_threads(self.threads);
+        let results = plan.output_shapes().iter().enumerate().map(|(i, shape)| call.result(i, shape));
         let results = results.collect::<Result<Vec<_>, _>>()?;
         // An operand in the memory of a result is read there if the kernel can, else copied first.
         let mut places = vec![None; inputs.len()];
         let mut copies: Vec<Option<Vec<f32>>> = vec![None; inputs.len()];
         for (i, input) in inputs.iter().enumerate() {
             let Some(j) = results.iter().position(|memory| memory.holds(input)) else { continue };
-            if self.op.in_place(&shapes, i)?.contains(&j) {
+            if plan.in_place(i).contains(&j) {
                 places[i] = Some(j);
             } else {
-                copies[i] = Some(input.operand()?.elements.floats()?.to_vec());
+                copies[i] = Some(input.elements()?.floats()?.to_vec());
             }
         }
         let operands = (inputs.iter().zip(&places).zip(&copies))
             .map(|((input, place), copy)| match (place, copy) {
-                (&Some(j), _) => Ok(Operand { shape: input.shape(), elements: Elements::Result(j) }),
-                (None, Some(copy)) => Ok(Operand { shape: input.shape(), elements: Elements::F32(copy) }),
-                (None, None) => input.operand(),
+                (&Some(j), _) => Ok(Elements::Result(j)),
+                (None, Some(copy)) => Ok(Elements::F32(copy)),
+                (None, None) => input.elements(),
             })
             .collect::<Result<Vec<_>, _>>()?;
         // SAFETY: each is taken once, and `operands` refers to no operand that lies in one.
         let mut results: Vec<&mut [f32]> = results.into_iter().map(|memory| unsafe { memory.elements() }).collect();
         let team = call.team(threads);
         let parallelism = if threads > 1 { Parallelism::Team(&team) } else { Parallelism::Serial };
-        self.op.run(&operands, &mut results, parallelism)
+        plan.run(&operands, &mut results, parallelism)
     }
 }

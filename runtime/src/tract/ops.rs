@@ -1,7 +1,7 @@
 //! Limbeck's own operators as tract operators. Only their batch may be symbolic.
 
 use super::pool;
-use crate::fused::{Attributes, DOMAIN, Elements, Extent, FusedError, FusedOp, OPS, Operand};
+use crate::fused::{Attributes, DOMAIN, Elements, Extent, FusedError, FusedOp, OPS, Plan};
 use limbeck_kernels::Parallelism;
 use tract_linalg::multithread::{Executor, current_tract_executor};
 use tract_onnx::{
@@ -60,27 +60,24 @@ impl Fused {
     pub(super) fn in_place(&self, operands: &[&TypedFact]) -> TractResult<Vec<(usize, usize)>> {
         let shapes: Option<Vec<&[usize]>> = operands.iter().map(|fact| fact.shape.as_concrete()).collect();
         let Some(shapes) = shapes else { return Ok(vec![]) };
-        let mut pairs = vec![];
-        for (i, _) in operands.iter().enumerate().filter(|(_, fact)| fact.datum_type == f32::datum_type()) {
-            pairs.extend(self.op.in_place(&shapes, i)?.into_iter().map(|j| (i, j)));
-        }
-        Ok(pairs)
+        let plan = self.op.plan(&shapes)?;
+        let floats = operands.iter().enumerate().filter(|(_, fact)| fact.datum_type == f32::datum_type());
+        Ok(floats.flat_map(|(i, _)| plan.in_place(i).iter().map(move |&j| (i, j))).collect())
     }
+}
 
-    /// Writes the results with the threads of the plan that runs.
-    fn compute(&self, operands: &[Operand<'_>], results: &mut [Tensor]) -> TractResult<()> {
-        let mut targets = results.iter_mut().map(|t| t.try_as_plain_ram_mut()).collect::<TractResult<TVec<_>>>()?;
-        let mut slices = targets.iter_mut().map(|t| t.as_slice_mut::<f32>()).collect::<TractResult<TVec<_>>>()?;
-        match current_tract_executor() {
-            Executor::MultiThread(pool) => {
-                let shapes: Vec<&[usize]> = operands.iter().map(|o| o.shape).collect();
-                let threads = self.op.worth_threads(&shapes, pool.current_num_threads());
-                pool.install(|| self.op.run(operands, &mut slices, Parallelism::new(threads)))
-            }
-            _ => self.op.run(operands, &mut slices, Parallelism::Serial),
-        }?;
-        Ok(())
-    }
+/// Writes the results with the threads of tract's plan that runs.
+fn compute(plan: &Plan, operands: &[Elements<'_>], results: &mut [Tensor]) -> TractResult<()> {
+    let mut targets = results.iter_mut().map(|t| t.try_as_plain_ram_mut()).collect::<TractResult<TVec<_>>>()?;
+    let mut slices = targets.iter_mut().map(|t| t.as_slice_mut::<f32>()).collect::<TractResult<TVec<_>>>()?;
+    match current_tract_executor() {
+        Executor::MultiThread(pool) => {
+            let threads = plan.worth_threads(pool.current_num_threads());
+            pool.install(|| plan.run(operands, &mut slices, Parallelism::new(threads)))
+        }
+        _ => plan.run(operands, &mut slices, Parallelism::Serial),
+    }?;
+    Ok(())
 }
 
 impl Expansion for Fused {
@@ -130,9 +127,8 @@ impl EvalOp for Fused {
     op_out_of_plan!();
 
     fn eval(&self, cx: &EvalContext, mut inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
-        let shapes: Vec<TVec<usize>> = inputs.iter().map(|t| t.shape().into()).collect();
-        let shapes: Vec<&[usize]> = shapes.iter().map(|s| &s[..]).collect();
-        let wanted = self.op.output_shapes(&shapes)?;
+        let plan = self.op.plan(&inputs.iter().map(|t| t.shape()).collect::<TVec<_>>())?;
+        let wanted = plan.output_shapes();
         // Operands that nothing else needs lend their memory to results.
         let mut results: Vec<Option<Tensor>> = vec![None; wanted.len()];
         let mut lent = vec![None; inputs.len()];
@@ -140,37 +136,33 @@ impl EvalOp for Fused {
             if inputs[i].datum_type() != f32::datum_type() || !inputs[i].is_exclusive() {
                 continue;
             }
-            if let Some(j) = self.op.in_place(&shapes, i)?.into_iter().find(|&j| results[j].is_none()) {
+            if let Some(j) = plan.in_place(i).iter().copied().find(|&j| results[j].is_none()) {
                 let tensor = std::mem::replace(&mut inputs[i], Tensor::default().into_tvalue()).into_tensor();
                 results[j] = Some(tensor.into_shape(&wanted[j])?);
                 lent[i] = Some(j);
             }
         }
-        let filled = results.into_iter().zip(&wanted);
+        let filled = results.into_iter().zip(wanted);
         let filled = filled.map(|(r, shape)| r.map_or_else(|| pool::tensor(shape, cx.node_id), Ok));
         let mut results = filled.collect::<TractResult<Vec<_>>>()?;
-        let operands = (inputs.iter().zip(&shapes).zip(lent))
-            .map(|((value, shape), lent)| match lent {
-                Some(j) => Ok(Operand { shape, elements: Elements::Result(j) }),
-                None => operand(value),
-            })
+        let operands = (inputs.iter().zip(lent))
+            .map(|(value, lent)| lent.map_or_else(|| elements(value), |j| Ok(Elements::Result(j))))
             .collect::<TractResult<Vec<_>>>()?;
-        self.compute(&operands, &mut results)?;
+        compute(&plan, &operands, &mut results)?;
         drop(operands);
         pool::keep(inputs, cx.node_id);
         Ok(results.into_iter().map(|result| result.into_tvalue()).collect())
     }
 }
 
-fn operand(value: &TValue) -> TractResult<Operand<'_>> {
-    let elements = if value.datum_type() == f32::datum_type() {
+fn elements(value: &TValue) -> TractResult<Elements<'_>> {
+    Ok(if value.datum_type() == f32::datum_type() {
         Elements::F32(value.try_as_plain_ram()?.as_slice::<f32>()?)
     } else if value.datum_type() == bool::datum_type() {
         Elements::Bool(value.as_bytes())
     } else {
         bail!("takes float32 and bool tensors, got {:?}", value.datum_type())
-    };
-    Ok(Operand { shape: value.shape(), elements })
+    })
 }
 
 impl TypedOp for Fused {
