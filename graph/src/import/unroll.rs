@@ -1,6 +1,6 @@
 //! Scan and Loop with a known number of steps as these steps: gradients and engines then meet plain nodes only.
 
-use crate::{Attr, Capture, Graph, GraphError, Node, NodeId, ValueId};
+use crate::{Attr, Graph, GraphError, Node, NodeId, ValueId};
 use limbeck_tensor::Tensor;
 
 /// Most nodes of a graph whose loops are unrolled.
@@ -96,13 +96,7 @@ impl Graph {
         let steps = constant(node.input(0)?)?.first().copied().filter(|&n| n <= 1e9)? as usize;
         let starts = node.input(1).is_none_or(|v| holds(constant(v)));
         // The condition that the body gives: constant, or the one it got.
-        let mut goes_on = *body.outputs.first()?;
-        for _ in 0..body.node_count() {
-            match body.producer(goes_on).filter(|&p| body.node(p).is("", "Identity")) {
-                Some(producer) => goes_on = body.node(producer).input(0)?,
-                None => break,
-            }
-        }
+        let goes_on = body.origin(*body.outputs.first()?);
         let captured = body.captures.iter().find(|c| c.inner == goes_on).map(|c| c.outer);
         let goes_on = goes_on == *body.inputs.get(1)?
             || captured.is_some_and(|v| holds(constant(v)))
@@ -123,13 +117,7 @@ impl Graph {
     fn unroll(&mut self, id: NodeId, mut l: Unrolled) -> Result<(), GraphError> {
         let label = self.label(id);
         // All steps share the constants of the body, weights above all.
-        let own: Vec<ValueId> = l.body.initializers().map(|(inner, _)| inner).collect();
-        for inner in own {
-            let outer = self.add_value(l.body.name_of(inner), l.body.ty(inner).cloned());
-            self.copy_constant(outer, &l.body, inner);
-            l.body.remove_initializer(inner);
-            l.body.captures.push(Capture { inner, outer });
-        }
+        self.take_constants(&mut l.body, "", |_, _| true);
         let mut state = l.state.clone();
         let mut parts: Vec<Vec<ValueId>> = l.written.iter().map(|_| vec![]).collect();
         let mut nodes = vec![];

@@ -119,6 +119,9 @@ type Lowered<'c> = Result<Var<'c>, OpError>;
 
 fn lower_node<'c>(cx: &'c Cx, node: &Node, operands: &[Option<Var<'c>>], form: Form) -> Option<Vec<Var<'c>>> {
     let x = |i: usize| operands.get(i).copied().flatten();
+    if node.subgraphs().next().is_some() {
+        return cx.with_body(node, operands, false, &mut in_body);
+    }
     if let Some(same) = neutral(cx, node, operands) {
         return Some(vec![same]);
     }
@@ -168,6 +171,12 @@ fn lower_node<'c>(cx: &'c Cx, node: &Node, operands: &[Option<Var<'c>>], form: F
         _ => return None,
     };
     Some(vec![lowered.unwrap_or_else(|e| cx.fail_with(e.0))])
+}
+
+/// Within a body, where all is portable; what has no static shapes there stays as it is.
+fn in_body<'c>(cx: &'c Cx, node: &Node, operands: &[Option<Var<'c>>]) -> Option<Vec<Var<'c>>> {
+    let shaped = operands.iter().flatten().all(|v| cx.graph().shape(v.id()).is_ok());
+    if shaped || node.domain == LIMBECK { lower_node(cx, node, operands, Form::Portable) } else { None }
 }
 
 /// The operators that a map stands for.
