@@ -3,6 +3,10 @@
 use crate::infer::infer_results;
 use crate::ops::Looped;
 use crate::{Capture, Graph, GraphError, Node, NodeId, TensorType, ValueId};
+use limbeck_tensor::Tensor;
+
+/// A trip count above this stands for a loop without end.
+const MOST_TRIPS: i64 = 1_000_000_000;
 
 impl Graph {
     /// The value that `id` is a copy of, through any number of `Identity` nodes; `id` itself where it is none.
@@ -100,6 +104,21 @@ impl Graph {
 /// The body of a Loop or Scan.
 pub(crate) fn looped_body(node: &Node) -> Option<&Graph> {
     if node.is("", "Loop") || node.is("", "Scan") { node.graph("body") } else { None }
+}
+
+/// How many iterations a Loop of `graph` makes, where its trip count is constant and no condition ends it earlier.
+pub(crate) fn trip_count(graph: &Graph, node: &Node) -> Option<usize> {
+    let body = looped_body(node).filter(|_| node.is("", "Loop"))?;
+    let holds = |constant: Option<Tensor>| constant.and_then(|t| t.to_f64_vec().ok()).as_deref() == Some(&[1.0]);
+    let starts = node.input(1).is_none_or(|v| holds(graph.settled(v)));
+    // The condition that the body gives: constant, or the one it got.
+    let goes_on = body.origin(*body.outputs.first()?);
+    let captured = body.captures.iter().find(|c| c.inner == goes_on).map(|c| c.outer);
+    let goes_on = goes_on == *body.inputs.get(1)?
+        || captured.is_some_and(|v| holds(graph.settled(v)))
+        || holds(body.constant(goes_on));
+    let trips = graph.settled(node.input(0)?)?.to_i64_vec().ok()?.first().map(|&n| n.max(0));
+    trips.filter(|&n| n <= MOST_TRIPS && starts && goes_on).and_then(|n| usize::try_from(n).ok())
 }
 
 /// Whether a stored constant is one to train.

@@ -174,6 +174,19 @@ fn loop_never<'c>(cx: &'c Cx, v: &[Var<'c>]) -> Vec<Var<'c>> {
     vec![y[0], y[1].sum(&[0])]
 }
 
+/// No iteration, as the data have it.
+fn loop_not_entered<'c>(cx: &'c Cx, v: &[Var<'c>]) -> Vec<Var<'c>> {
+    let types: [(DType, &[usize]); 3] = [(DType::I64, &[]), (DType::Bool, &[]), (cx.float(), &[2])];
+    let w = v[1].id();
+    let body = body(cx, "loop", &types, |b, s| {
+        let next = s[2].exp() * b.capture(cx, w);
+        vec![s[1], next, next]
+    });
+    let enters = v[0].sum(&[]).greater(cx.scalar(100.0));
+    let y = cx.op_n("", "Loop", &[None, Some(enters), Some(v[0].square())], &[("body", body)], 2);
+    vec![y[0], y[1].sum(&[0])]
+}
+
 /// A Scan in each iteration of a Loop, with weights from both levels around it.
 fn loop_of_scans<'c>(cx: &'c Cx, v: &[Var<'c>]) -> Vec<Var<'c>> {
     let float = cx.float();
@@ -212,5 +225,6 @@ pub(crate) const CASES: &[LoopCase] = &[
     LoopCase { name: "loop that counts", inputs: &[H, X], build: loop_counted },
     LoopCase { name: "loop until", inputs: &[H, ("w", &[2, 2], &[1.1, 0.6, -0.7, 1.4])], build: loop_until },
     LoopCase { name: "loop that never runs", inputs: &[H, ("w", &[2], &[1.5, -0.5])], build: loop_never },
+    LoopCase { name: "loop that is not entered", inputs: &[H, ("w", &[2], &[1.5, -0.5])], build: loop_not_entered },
     LoopCase { name: "loop of scans", inputs: &[H, X, ("w", &[2], &[0.5, -0.5])], build: loop_of_scans },
 ];

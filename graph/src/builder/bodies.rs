@@ -9,8 +9,8 @@ use std::collections::{HashMap, HashSet};
 pub(crate) type RewriteAny<'f> = dyn for<'b> FnMut(&'b Cx, &Node, &[Option<Var<'b>>]) -> Option<Vec<Var<'b>>> + 'f;
 
 impl Cx {
-    /// An empty construction for a body of the node that errors call `label`. It has a scope that nothing here uses, since
-    /// in a file a value of a body hides what is called the same around it.
+    /// An empty construction for a body of the node that errors call `label`. All it makes has names in
+    /// a scope that nothing here uses, since in a file a value of a body hides what is called the same around it.
     pub fn body(&self, label: &str) -> Cx {
         let around = self.set_scope("");
         self.set_scope(&around);
@@ -62,10 +62,18 @@ impl Cx {
 
     /// The finished body, without what no output depends on; or the first error.
     pub fn finish_body(self) -> Result<Graph, GraphError> {
+        let scope = self.scoped("");
         let mut body = self.finish()?;
         body.meta = Meta::default();
-        for capture in body.captures.clone() {
-            body.remove_initializer(capture.inner);
+        let captured: HashSet<ValueId> = body.captures.iter().map(|c| c.inner).collect();
+        for id in body.value_ids() {
+            let name = body.name_of(id);
+            if captured.contains(&id) {
+                body.remove_initializer(id);
+            } else if !name.starts_with(&scope) {
+                let name = body.free_name(&format!("{scope}{name}"));
+                body.rename(id, &name)?;
+            }
         }
         Ok(body)
     }
@@ -125,7 +133,7 @@ impl Cx {
     }
 
     /// A node of `graph` whose subgraphs capture what `map` has for the values of `graph`.
-    pub(super) fn with_captures(
+    pub(crate) fn with_captures(
         &self,
         graph: &Graph,
         node: &Node,

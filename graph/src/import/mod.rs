@@ -56,6 +56,7 @@ pub struct ImportReport {
 
 impl Graph {
     /// Brings the graph to the builder's opset, inlines its functions, fixes inputs and dims, and resolves what they settle.
+    /// The weights in the bodies of loops that stay become weights of the graph ([`Graph::hoist_weights`]).
     ///
     /// # Errors
     /// An input or dim that the graph does not have, a value or shape that an input does not take, contradictory shapes,
@@ -89,6 +90,7 @@ impl Graph {
                 break;
             }
         }
+        self.hoist_weights();
         report.sequences = before.saturating_sub(self.count_sequences());
         report.removed = self.remove_dead();
         let (graph, reworded) = self.clone().rewritten(&mut plain)?;

@@ -4,6 +4,7 @@
 use super::support::{extents, int_attr, ints_attr, one_int};
 use super::util::{Types, Values};
 use super::{EvalCx, InferCx, OpSpec, normalize_axis, op};
+use crate::bodies::trip_count;
 use crate::infer::SMALL;
 use crate::types::{Dim, TensorType};
 use crate::{Array, ArrayData, Attr, Graph, Node, OpError, op_bail};
@@ -249,7 +250,8 @@ fn iterated(cx: &InferCx, form: &Looped) -> Result<Iterated, OpError> {
     let body = body(cx.node, "body")?;
     let scalar = |dtype| Some(TensorType::new(dtype, &[]));
     let counters = if form.counts { vec![scalar(DType::I64), scalar(DType::Bool)] } else { vec![] };
-    let (mut length, mut slices) = (Dim::Unknown, vec![]);
+    let mut length = trip_count(cx.outer, cx.node).map_or(Dim::Unknown, Dim::Known);
+    let mut slices = vec![];
     for (i, read) in form.read.iter().enumerate() {
         let TensorType { dtype, dims } = cx.ty(form.first() + form.carried + i)?.clone();
         let dims = match dims {
