@@ -5,7 +5,7 @@ mod common;
 
 use common::loops::{CASES, LoopCase, body, looped, scan};
 use limbeck_autodiff::{Differentiate, compose};
-use limbeck_graph::{Cx, Form, Graph, ImportOptions, Var};
+use limbeck_graph::{Attr, Cx, Dim, Form, Graph, ImportOptions, Node, TensorType, Var};
 use limbeck_tensor::{DType, Tensor, TensorMap};
 
 /// Step of the differences; their error is of the order of its square.
@@ -164,4 +164,218 @@ fn composed(graph: &Graph, case: &LoopCase) -> TensorMap {
         cx.output(&format!("g.{name}"), g);
     }
     cx.finish().unwrap().evaluate(&case.feeds(DType::F64)).unwrap()
+}
+
+/// The types of a Loop's own inputs, for bodies.
+const COUNTERS: [(DType, &[usize]); 2] = [(DType::I64, &[]), (DType::Bool, &[])];
+
+/// Values of the named outputs of a construction with these inputs.
+fn values(
+    inputs: &[(&str, &[usize], &[f64])],
+    build: impl for<'c> FnOnce(&'c Cx, &[Var<'c>]) -> Vec<(&'static str, Var<'c>)>,
+) -> TensorMap {
+    let cx = Cx::new("test", DType::F64);
+    let vars: Vec<Var<'_>> = inputs.iter().map(|(name, shape, _)| cx.input(name, DType::F64, shape)).collect();
+    for (name, v) in build(&cx, &vars) {
+        cx.output(name, v);
+    }
+    let feed =
+        |(name, shape, v): &(&str, &[usize], &[f64])| ((*name).to_owned(), Tensor::new(*shape, v.to_vec()).unwrap());
+    cx.finish().unwrap().evaluate(&inputs.iter().map(feed).collect()).unwrap()
+}
+
+/// Newton's iteration to the square root of `a`, as long as `|x² - a|` is large: the derivative is `1 / (2 √a)`, and the
+/// second one `-1 / (4 a √a)`.
+#[test]
+fn newtons_iteration_has_the_derivatives_of_the_root() {
+    let found = values(&[("a", &[], &[7.0])], |cx, v| {
+        let a = v[0];
+        let types = [COUNTERS[0], COUNTERS[1], (DType::F64, &[][..])];
+        let step = body(cx, "root", &types, |b, s| {
+            let a = b.capture(cx, a.id());
+            let x = (s[2] + a / s[2]) * 0.5;
+            vec![(x.square() - a).abs().greater(b.scalar(1e-13)), x, s[0]]
+        });
+        let root = looped(cx, step, Some(50), &[cx.scalar(1.0)], 1);
+        let first = cx.grad(root[0], &[a]).unwrap()[0];
+        let second = cx.grad(first, &[a]).unwrap()[0];
+        let forward = cx.jvp(&[root[0]], &[a], &[cx.scalar(2.0)]).unwrap()[0];
+        let product = cx.hvp(root[0], &[a], &[cx.scalar(3.0)]).unwrap()[0];
+        vec![("root", root[0]), ("steps", root[1]), ("d", first), ("dd", second), ("jvp", forward), ("hvp", product)]
+    });
+    let root = 7f64.sqrt();
+    let steps = found["steps"].len();
+    assert!((3..20).contains(&steps), "{steps}");
+    let second = -0.25 / (7.0 * root);
+    let wanted = [("root", root), ("d", 0.5 / root), ("dd", second), ("jvp", 1.0 / root), ("hvp", 3.0 * second)];
+    for (name, want) in wanted {
+        assert!((numbers(&found, name)[0] - want).abs() < 1e-9, "{name}: {:?} for {want}", found[name]);
+    }
+}
+
+/// `h <- w h` until `h` is above 100: after `n` iterations the derivative in `w` is `n wⁿ⁻¹ h₀`.
+#[test]
+fn growth_until_a_bound_has_its_closed_form() {
+    let found = values(&[("h", &[], &[1.5]), ("w", &[], &[1.3])], |cx, v| {
+        let types = [COUNTERS[0], COUNTERS[1], (DType::F64, &[][..])];
+        let step = body(cx, "growth", &types, |b, s| {
+            let next = s[2] * b.capture(cx, v[1].id());
+            vec![next.less(b.scalar(100.0)), next, s[0]]
+        });
+        let y = looped(cx, step, None, &[v[0]], 1);
+        let g = cx.grad(y[0], v).unwrap();
+        vec![("steps", y[1]), ("gh", g[0]), ("gw", g[1])]
+    });
+    let n = found["steps"].len() as i32;
+    assert_eq!(n, (100f64 / 1.5).log(1.3).ceil() as i32);
+    let wanted = [("gh", 1.3f64.powi(n)), ("gw", f64::from(n) * 1.3f64.powi(n - 1) * 1.5)];
+    for (name, want) in wanted {
+        assert!((numbers(&found, name)[0] / want - 1.0).abs() < 1e-12, "{name}");
+    }
+}
+
+/// A recurrent net whose weights lie in the body of its Scan, with a composite in the body (an LpPool of windows of 1, which
+/// is the absolute value).
+fn net() -> Graph {
+    let cx = Cx::new("net", DType::F64);
+    let (h, x) = (cx.input("h", DType::F64, &[1, 1, 2]), cx.input("x", DType::F64, &[3, 1, 1, 2]));
+    let step = body(&cx, "step", &[(DType::F64, &[1, 1, 2]), (DType::F64, &[1, 1, 2])], |b, s| {
+        let w = b.initializer("weight", Tensor::new([2, 2], vec![0.5, -0.25, 0.75, 1.0]).unwrap());
+        let size = b.op("LpPool", &[s[0]], &[("kernel_shape", vec![1i64].into())]);
+        vec![size.matmul(w) + s[1]]
+    });
+    cx.output("y", scan(&cx, step, &[h], &[(x, 0, false)], &[])[0]);
+    cx.finish().unwrap()
+}
+
+/// The gradients of the sum of squares of the net's output in `h` and its weight.
+fn of_net(graph: &Graph, weight: &str) -> [Vec<f64>; 2] {
+    let cx = Cx::new("gradients", DType::F64);
+    let inputs = [("h", vec![1, 1, 2]), ("x", vec![3, 1, 1, 2])];
+    let vars = inputs.clone().map(|(name, shape)| cx.input(name, DType::F64, &shape));
+    let bind = graph.inputs.iter().copied().zip(vars).collect();
+    let map = cx.inline_with(graph, &bind, &mut compose).unwrap();
+    let loss = map[&graph.outputs[0]].square().sum(&[]);
+    for (name, g) in ["gh", "gw"].into_iter().zip(cx.grad(loss, &[vars[0], cx.named(weight)]).unwrap()) {
+        cx.output(name, g);
+    }
+    let feeds = inputs.map(|(name, shape)| {
+        let values = (0..shape.iter().product()).map(|i| (i as f64 * 1.7 + 0.3).sin()).collect::<Vec<f64>>();
+        (name.to_owned(), Tensor::new(shape, values).unwrap())
+    });
+    let found = cx.finish().unwrap().evaluate(&feeds.into()).unwrap();
+    ["gh", "gw"].map(|name| numbers(&found, name))
+}
+
+#[test]
+fn weights_and_composites_in_bodies_have_gradients() {
+    let graph = net();
+    // Instantiation makes the weight a value of the graph, and so does import.
+    let weight = "step/weight";
+    let own = of_net(&graph, weight);
+    assert!(own[1].iter().all(|g| *g != 0.0), "{own:?}");
+    for unroll in [0, 3] {
+        let mut imported = graph.clone();
+        let report = imported.import(&ImportOptions { unroll, ..ImportOptions::default() }).unwrap();
+        assert_eq!(report.loops, usize::from(unroll > 0));
+        let weights = imported.initializers().map(|(id, _)| id).filter(|&id| !imported.is_literal(id));
+        assert_eq!(weights.map(|id| imported.name_of(id).to_owned()).collect::<Vec<_>>(), [weight]);
+        for (a, b) in own.iter().flatten().zip(of_net(&imported, weight).iter().flatten()) {
+            assert!((a - b).abs() < 1e-13 * b.abs().max(1.0), "unrolled {unroll}: {a} for {b}");
+        }
+    }
+}
+
+#[test]
+fn what_is_recorded_once_is_not_recorded_again() {
+    let cx = Cx::new("twice", DType::F64);
+    let h = cx.input("h", DType::F64, &[2]);
+    let types = [COUNTERS[0], COUNTERS[1], (DType::F64, &[2][..])];
+    let step = body(&cx, "step", &types, |_, s| vec![s[1], s[2].sin()]);
+    let y = looped(&cx, step, Some(3), &[h], 0)[0];
+    let outputs = || cx.graph().nodes().find(|(_, n)| n.op == "Loop").map(|(_, n)| n.outputs.len());
+    assert_eq!(outputs(), Some(1));
+    for _ in 0..2 {
+        cx.grad(y.square().sum(&[]), &[h]).unwrap();
+        assert_eq!(outputs(), Some(3), "the value before each iteration, and the iterations' numbers");
+    }
+}
+
+/// The error of the gradient in `x` `[2]` of a Loop that carries it, whose body is made of the carried value.
+fn refusal(build: impl for<'b> FnOnce(&'b Cx, Var<'b>) -> Var<'b>) -> String {
+    let cx = Cx::new("test", DType::F64);
+    let x = cx.input("x", DType::F64, &[2]);
+    let types = [COUNTERS[0], COUNTERS[1], (DType::F64, &[2][..])];
+    let step = body(&cx, "step", &types, |b, s| vec![s[1], build(b, s[2])]);
+    let y = looped(&cx, step, Some(3), &[x], 0)[0];
+    cx.edit(|g| g.rename(y.id(), "grown")).unwrap();
+    let weights = cx.op("Size", &[y], &[]).cast(DType::F64);
+    cx.grad(cx.op("ReduceSum", &[y], &[("keepdims", 0i64.into())]) / weights, &[x]).map(|_| ()).unwrap_err().to_string()
+}
+
+#[test]
+fn what_cannot_be_reversed_says_why_and_what_to_do() {
+    let error = refusal(|b, x| x * b.op("RandomNormalLike", &[x], &[]));
+    assert!(error.contains("'grown' (Loop)") && error.contains("RandomNormalLike"), "{error}");
+    assert!(error.contains("draw them outside"), "{error}");
+    let error = refusal(|_, x| x.concat(&[x], 0));
+    assert!(error.contains("'grown' (Loop)") && error.contains("float64[?]"), "{error}");
+    assert!(error.contains("unroll"), "{error}");
+    let error =
+        refusal(|b, x| b.op("LpPool", &[x.reshape(&[1, 1, 2])], &[("kernel_shape", vec![1i64].into())]).reshape(&[2]));
+    assert!(error.contains("'grown' (Loop)") && error.contains("(LpPool)") && error.contains("compose"), "{error}");
+    let error = refusal(|b, x| {
+        let branch = |op: &str| {
+            let branch = b.body(op);
+            branch.result(branch.op(op, &[branch.capture(b, x.id())], &[]));
+            Attr::from(branch.finish_body().unwrap())
+        };
+        let branches = [("then_branch", branch("Sin")), ("else_branch", branch("Cos"))];
+        b.op("If", &[x.sum(&[]).greater(b.scalar(0.0))], &branches)
+    });
+    assert!(error.contains("'grown' (Loop)") && error.contains("(If)") && error.contains("both branches"), "{error}");
+}
+
+/// What is drawn where no gradient needs it is not drawn again.
+#[test]
+fn random_numbers_that_the_reverse_does_not_need_are_let_be() {
+    let cx = Cx::new("test", DType::F64);
+    let x = cx.input("x", DType::F64, &[2]);
+    let types = [COUNTERS[0], COUNTERS[1], (DType::F64, &[2][..])];
+    let step = body(&cx, "step", &types, |b, s| vec![s[1], s[2] * 2.0 + b.op("Bernoulli", &[s[2]], &[])]);
+    let y = looped(&cx, step, Some(3), &[x], 0)[0];
+    cx.output("g", cx.grad(y.sum(&[]), &[x]).unwrap()[0]);
+    let graph = cx.finish().unwrap();
+    let draws = |body: &Graph| body.nodes().any(|(_, n)| n.op == "Bernoulli");
+    let drawing: Vec<&str> =
+        graph.nodes().filter(|(_, n)| n.subgraphs().any(draws)).map(|(_, n)| n.op.as_str()).collect();
+    assert_eq!(drawing, ["Loop"], "the reverse draws nothing");
+}
+
+/// A Scan as a file may hold it: without names for its own nodes, over a length that has a name.
+#[test]
+fn a_scan_over_an_open_length_has_a_gradient_of_that_length() {
+    let mut graph = Graph::new("open");
+    let x = graph.add_input("x", TensorType::with_dims(DType::F64, vec![Dim::Named("t".into()), Dim::Known(2)]));
+    let h = graph.add_input("h", TensorType::new(DType::F64, &[2]));
+    let last = graph.add_value("last", None);
+    let cx = Cx::new("body", DType::F64);
+    let step = body(&cx, "step", &[(DType::F64, &[2]), (DType::F64, &[2])], |_, s| vec![s[0] * s[1]]);
+    graph.add_node(Node::new("Scan", &[h, x], &[last]).with("num_scan_inputs", 1i64).with("body", step));
+    graph.infer_types().unwrap();
+    let cx = Cx::over(graph, DType::F64);
+    let g = cx.grad(cx.var(last).sum(&[]), &[cx.var(h), cx.var(x)]).unwrap();
+    cx.output("gh", g[0]);
+    cx.output("gx", g[1]);
+    let graph = cx.finish().unwrap();
+    for t in [1, 3] {
+        let rows = Tensor::new([t, 2], (0..2 * t).map(|i| i as f64 + 2.0).collect::<Vec<_>>()).unwrap();
+        let feeds =
+            TensorMap::from([("x".to_owned(), rows), ("h".to_owned(), Tensor::new([2], vec![1.0, -1.0]).unwrap())]);
+        let found = graph.evaluate(&feeds).unwrap();
+        assert_eq!(found["gx"].shape(), [t, 2]);
+        let product = |start: usize| (0..t).map(|i| (2 * i + start) as f64).product::<f64>();
+        assert_eq!(numbers(&found, "gh"), [product(2), product(3)]);
+        assert_eq!(numbers(&found, "gx")[0], product(2) / 2.0);
+    }
 }
