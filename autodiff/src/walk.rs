@@ -198,7 +198,7 @@ fn carries_gradient(graph: &Graph, value: ValueId) -> bool {
 }
 
 /// An integer tensor that QuantizeLinear makes.
-fn is_quantised(graph: &Graph, value: ValueId) -> bool {
+pub(crate) fn is_quantised(graph: &Graph, value: ValueId) -> bool {
     graph.producer(value).is_some_and(|id| graph.node(id).is("", "QuantizeLinear"))
 }
 

@@ -379,3 +379,52 @@ fn a_scan_over_an_open_length_has_a_gradient_of_that_length() {
         assert_eq!(numbers(&found, "gx")[0], product(2) / 2.0);
     }
 }
+
+/// A Loop whose body chooses by an If, imported with both branches: what a body holds is resolved where it is.
+#[test]
+fn an_if_in_a_body_has_a_gradient_once_both_branches_are_computed() {
+    let cx = Cx::new("choice", DType::F64);
+    let h = cx.input("h", DType::F64, &[2]);
+    let types = [COUNTERS[0], COUNTERS[1], (DType::F64, &[2][..])];
+    let step = body(&cx, "step", &types, |b, s| {
+        let branch = |factor: f64| {
+            let branch = b.body("branch");
+            branch.result(branch.capture(b, s[2].id()) * factor);
+            Attr::from(branch.finish_body().unwrap())
+        };
+        let branches = [("then_branch", branch(3.0)), ("else_branch", branch(-0.5))];
+        let next = b.op("If", &[s[2].sum(&[]).less(b.scalar(0.0))], &branches);
+        vec![next.square().sum(&[]).less(b.scalar(100.0)), next]
+    });
+    cx.output("y", looped(&cx, step, None, &[h], 0)[0]);
+    let mut graph = cx.finish().unwrap();
+    let report = graph.import(&ImportOptions { both_branches: true, ..ImportOptions::default() }).unwrap();
+    assert_eq!(report.selected, 1);
+    let graph = Graph::from_bytes(graph.to_bytes().unwrap(), None).unwrap();
+    let cx = Cx::new("gradient", DType::F64);
+    let h = cx.input("h", DType::F64, &[2]);
+    let map = cx.inline_with(&graph, &[(graph.inputs[0], h)].into(), &mut compose).unwrap();
+    cx.output("g", cx.grad(map[&graph.outputs[0]].sum(&[]), &[h]).unwrap()[0]);
+    let feeds = TensorMap::from([("h".to_owned(), Tensor::new([2], vec![1.0, 2.0]).unwrap())]);
+    // -1/2 of it has a negative sum, and is made three times as large until its norm is above 10.
+    assert_eq!(numbers(&cx.finish().unwrap().evaluate(&feeds).unwrap(), "g"), [-4.5; 2]);
+}
+
+#[test]
+fn quantised_integers_that_a_body_gives_are_refused() {
+    let error = {
+        let cx = Cx::new("test", DType::F32);
+        let x = cx.input("x", DType::F32, &[2]);
+        let zero = |cx: &Cx| cx.constant(Tensor::from_f64(DType::I8, [], &[0.0]).unwrap()).id();
+        let start = cx.op("QuantizeLinear", &[x.stop_gradient(), cx.scalar(0.5), cx.var(zero(&cx))], &[]);
+        let types = [COUNTERS[0], COUNTERS[1], (DType::F32, &[2][..]), (DType::I8, &[2][..])];
+        let step = body(&cx, "step", &types, |b, s| {
+            let zero = b.var(zero(b));
+            let next = s[2] + b.op("DequantizeLinear", &[s[3], b.scalar(0.5), zero], &[]);
+            vec![s[1], next, b.op("QuantizeLinear", &[next, b.scalar(0.5), zero], &[])]
+        });
+        let y = looped(&cx, step, Some(3), &[x, start], 0)[0];
+        cx.grad(y.sum(&[]), &[x]).map(|_| ()).unwrap_err().to_string()
+    };
+    assert!(error.contains("(Loop)") && error.contains("quantised") && error.contains("DequantizeLinear"), "{error}");
+}

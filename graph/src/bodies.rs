@@ -70,6 +70,9 @@ impl Graph {
         let mut body = looped_body(&node).cloned().ok_or_else(|| refuse("has no body".into()))?;
         // Leading outputs of the body that are no slices, and those of the node.
         let (leading, carried) = (form.given() + form.carried, form.carried);
+        if node.outputs.len() > carried + form.written.len() {
+            return Err(refuse(format!("has {} results, its body fewer", node.outputs.len())));
+        }
         node.outputs.resize(carried + form.written.len(), None);
         let mut results = vec![];
         for &value in values {

@@ -5,7 +5,7 @@
 use super::{Grads, Rule, RuleFn, Without, without};
 use crate::Differentiate;
 use crate::extents::zeros;
-use crate::walk::reached;
+use crate::walk::{is_quantised, reached};
 use limbeck_graph::ops::{Looped, Slices};
 use limbeck_graph::{Attr, Cx, Graph, Node, TensorType, ValueId, Var, typed_body};
 use limbeck_tensor::{DType, Tensor};
@@ -126,6 +126,15 @@ impl<'r, 'c> Forward<'r, 'c> {
                 break reached;
             }
         };
+        let results = &self.body.outputs[self.form.given()..];
+        let quantised = |v: &&ValueId| reached.contains(v) && is_quantised(&self.body, self.body.origin(**v));
+        if let Some(lost) = results.iter().find(quantised) {
+            let name = self.body.name_of(*lost);
+            return Err(format!(
+                "its body gives the quantised integers '{name}', at which a gradient is lost; let it give what \
+                 DequantizeLinear makes of them"
+            ));
+        }
         for j in floats {
             if !from.contains(&self.state(j)) {
                 continue;

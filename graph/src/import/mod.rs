@@ -9,8 +9,9 @@ mod rewrite;
 mod sequences;
 mod unroll;
 
+use crate::bodies::looped_body;
 use crate::lower::plain::plain;
-use crate::{Dim, Graph, GraphError, TensorType, ValueId};
+use crate::{Dim, Graph, GraphError, TensorType, ValueId, typed_body};
 use limbeck_tensor::{Tensor, TensorMap};
 use std::collections::BTreeMap;
 
@@ -77,6 +78,20 @@ impl Graph {
             self.bind_dims(&dims)?;
         }
         let before = self.count_sequences();
+        self.resolve(options, &mut report)?;
+        self.hoist_weights();
+        report.sequences = before.saturating_sub(self.count_sequences());
+        report.removed = self.remove_dead();
+        let (graph, reworded) = self.clone().rewritten(&mut plain)?;
+        *self = graph;
+        report.reworded = reworded;
+        self.forget_stale_shapes();
+        self.verify()?;
+        Ok(report)
+    }
+
+    /// Resolves branches and loops, then those within the bodies of loops that stay.
+    fn resolve(&mut self, options: &ImportOptions, report: &mut ImportReport) -> Result<(), GraphError> {
         loop {
             let (folded, branches) = self.resolve_branches()?;
             report.folded += folded;
@@ -90,15 +105,17 @@ impl Graph {
                 break;
             }
         }
-        self.hoist_weights();
-        report.sequences = before.saturating_sub(self.count_sequences());
-        report.removed = self.remove_dead();
-        let (graph, reworded) = self.clone().rewritten(&mut plain)?;
-        *self = graph;
-        report.reworded = reworded;
-        self.forget_stale_shapes();
-        self.verify()?;
-        Ok(report)
+        for id in self.node_ids() {
+            let holds_graphs = |body: &Graph| body.nodes().any(|(_, n)| n.subgraphs().next().is_some());
+            if looped_body(self.node(id)).is_some_and(holds_graphs) {
+                let mut body = typed_body(self, self.node(id), &self.label(id))?;
+                body.resolve(options, report)?;
+                body.remove_dead();
+                body.captures.clone().iter().for_each(|c| drop(body.remove_initializer(c.inner)));
+                self.node_mut(id).attrs.insert("body".into(), body.into());
+            }
+        }
+        Ok(())
     }
 
     /// Drops what the file says in names about the shapes of results once every input's shape is settled: an engine may
