@@ -4,6 +4,7 @@ use crate::infer::infer_results;
 use crate::ops::Looped;
 use crate::{Capture, Graph, GraphError, Node, NodeId, TensorType, ValueId};
 use limbeck_tensor::Tensor;
+use std::collections::HashSet;
 
 /// A trip count above this stands for a loop without end.
 const MOST_TRIPS: i64 = 1_000_000_000;
@@ -54,6 +55,17 @@ impl Graph {
             body.captures.push(Capture { inner, outer });
         }
         own.len()
+    }
+
+    /// Drops the inputs from place `from` on that nothing reads and `kept` does not name. Returns the places of those that
+    /// stay, counted from `from`.
+    pub fn keep_read_inputs(&mut self, from: usize, kept: usize) -> Vec<usize> {
+        let read = self.nodes().flat_map(|(_, node)| node.reads());
+        let read: HashSet<ValueId> = read.chain(self.outputs.iter().copied()).collect();
+        let stays = |at: usize| at < from || at == kept || read.contains(&self.inputs[at]);
+        let places: Vec<usize> = (0..self.inputs.len()).filter(|&at| stays(at)).collect();
+        self.inputs = places.iter().map(|&at| self.inputs[at]).collect();
+        places.into_iter().filter(|&at| at >= from).map(|at| at - from).collect()
     }
 
     /// Makes results of the Loop or Scan `id` of what `values` of its body are in each iteration: stacked along a new first

@@ -16,10 +16,10 @@ impl Cx {
         self.set_scope(&around);
         let base = if label.starts_with(&around) { label.to_owned() } else { format!("{around}{label}") };
         let graph = self.graph();
-        let taken = |scope: &String| graph.value_ids().any(|id| graph.name_of(id).starts_with(scope));
-        let scopes = (1..).map(|i| if i == 1 { format!("{base}/") } else { format!("{base}.{i}/") });
+        let is_free = |scope: &String| graph.value_ids().all(|id| !graph.name_of(id).starts_with(scope));
+        let mut scopes = (1..).map(|i| if i == 1 { format!("{base}/") } else { format!("{base}.{i}/") });
         let body = Cx::new(label, self.float());
-        body.set_scope(&scopes.skip_while(taken).next().unwrap_or_default());
+        body.set_scope(&scopes.find(is_free).unwrap_or_default());
         body
     }
 
@@ -148,18 +148,5 @@ impl Cx {
             capture.outer = value.id();
         }
         Ok(node)
-    }
-}
-
-impl Graph {
-    /// Drops the inputs from place `from` on that nothing reads and `kept` does not name. Returns the places of those that
-    /// stay, counted from `from`.
-    pub fn keep_read_inputs(&mut self, from: usize, kept: usize) -> Vec<usize> {
-        let read = self.nodes().flat_map(|(_, node)| node.reads());
-        let read: HashSet<ValueId> = read.chain(self.outputs.iter().copied()).collect();
-        let stays = |at: usize| at < from || at == kept || read.contains(&self.inputs[at]);
-        let places: Vec<usize> = (0..self.inputs.len()).filter(|&at| stays(at)).collect();
-        self.inputs = places.iter().map(|&at| self.inputs[at]).collect();
-        places.into_iter().filter(|&at| at >= from).map(|at| at - from).collect()
     }
 }

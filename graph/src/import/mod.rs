@@ -1,6 +1,6 @@
 //! Making a model that someone else exported plain and static: inputs fixed to values, dims to numbers, functions
 //! inlined, shape arithmetic computed, an `If` that is settled replaced by the branch it takes, sequences by
-//! tensors, and on request loops by their steps and an open `If` by both its branches.
+//! tensors, and on request loops by their steps and an open `If` by both its branches, within the bodies of loops too.
 
 mod branches;
 mod functions;
@@ -24,7 +24,8 @@ pub struct ImportOptions {
     pub shapes: BTreeMap<String, Vec<usize>>,
     /// Inputs that always get this value, by name.
     pub fixed: TensorMap,
-    /// Most steps of a Scan or Loop that is replaced by them, as training needs; 0 leaves them all.
+    /// Most steps of a Scan or Loop that is replaced by them; 0 leaves them all. tract has no Loop, and what a body carries
+    /// in another shape in each iteration has a gradient only so.
     pub unroll: usize,
     /// Whether an If whose condition stays open is replaced by both its branches and a selection of their results, as
     /// training needs. Both are then computed. The one that is not taken sees zeros for floats and all else as it is, at
@@ -107,7 +108,8 @@ impl Graph {
         }
         for id in self.node_ids() {
             let holds_graphs = |body: &Graph| body.nodes().any(|(_, n)| n.subgraphs().next().is_some());
-            if looped_body(self.node(id)).is_some_and(holds_graphs) {
+            let typed = self.node(id).inputs.iter().flatten().all(|&v| self.ty(v).is_some());
+            if typed && looped_body(self.node(id)).is_some_and(holds_graphs) {
                 let mut body = typed_body(self, self.node(id), &self.label(id))?;
                 body.resolve(options, report)?;
                 body.remove_dead();
