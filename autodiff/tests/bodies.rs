@@ -4,9 +4,10 @@
 mod common;
 
 use common::loops::{body, looped, scan};
-use limbeck_autodiff::{Differentiate, compose};
-use limbeck_graph::{Attr, Cx, Graph, ImportOptions, Var};
+use limbeck_autodiff::{Differentiate, GradError, compose};
+use limbeck_graph::{Attr, Cx, Form, Graph, ImportOptions, ValueId, Var};
 use limbeck_tensor::{DType, Tensor, TensorMap};
+use std::collections::HashMap;
 
 /// The types of a Loop's own inputs, for bodies.
 const COUNTERS: [(DType, &[usize]); 2] = [(DType::I64, &[]), (DType::Bool, &[])];
@@ -187,4 +188,80 @@ fn quantised_integers_that_a_body_gives_are_refused() {
         cx.grad(y.sum(&[]), &[x]).map(|_| ()).unwrap_err().to_string()
     };
     assert!(error.contains("(Loop)") && error.contains("quantised") && error.contains("DequantizeLinear"), "{error}");
+}
+
+/// A model of `tests/golden/ops_eval/control`, imported with these extents of its dims and both branches of what is open.
+fn file(name: &str, dims: &[(&str, usize)]) -> Graph {
+    let path = format!("{}/../tests/golden/ops_eval/control/{name}.onnx", env!("CARGO_MANIFEST_DIR"));
+    let mut graph = Graph::read(path).unwrap();
+    let dims = dims.iter().map(|(name, n)| ((*name).to_owned(), *n)).collect();
+    graph.import(&ImportOptions { dims, both_branches: true, ..ImportOptions::default() }).unwrap();
+    graph
+}
+
+/// The graph with the output `loss`, the sum of all its outputs, and the gradients `g.NAME` of its float inputs and weights.
+fn differentiated(graph: &Graph) -> Result<Graph, GradError> {
+    let cx = Cx::new("gradients", DType::F32);
+    let input = |id: ValueId| cx.edit(|g| g.add_input(graph.name_of(id), graph.ty(id).unwrap().clone()));
+    let bind: HashMap<_, _> = graph.inputs.iter().map(|&id| (id, cx.var(input(id)))).collect();
+    let map = cx.inline_with(graph, &bind, &mut compose)?;
+    let loss = graph.outputs.iter().map(|output| cx.op("ReduceSum", &[map[output]], &[("keepdims", 0i64.into())]));
+    let loss = loss.reduce(|a, b| a + b).unwrap();
+    let weights = graph.initializers().map(|(id, _)| id).filter(|id| !graph.is_literal(*id));
+    let wrt: Vec<ValueId> =
+        graph.inputs.iter().copied().chain(weights).filter(|id| graph.ty(*id).unwrap().dtype == DType::F32).collect();
+    let gradients = cx.grad(loss, &wrt.iter().map(|id| map[id]).collect::<Vec<_>>())?;
+    cx.output("loss", loss);
+    for (id, gradient) in wrt.iter().zip(gradients) {
+        cx.output(&format!("g.{}", graph.name_of(*id)), gradient);
+    }
+    Ok(cx.finish()?)
+}
+
+/// Loops that other programs wrote, against differences in float32: the losses are polynomials of low degree.
+#[test]
+fn loops_of_files_have_gradients() {
+    let step = 1.0 / 32.0;
+    for (name, dims, trips) in [
+        ("power", &[("rows", 3)][..], Some(0i64)),
+        ("power", &[("rows", 3)], Some(3)),
+        ("nested", &[("rows", 2), ("t", 3)], Some(4)),
+        ("scans", &[("n", 2), ("t", 4)], None),
+    ] {
+        let graph = differentiated(&file(name, dims)).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let value = |i: usize, k: usize| (1.3 * i as f64 + 0.7 * k as f64 + 0.2).sin();
+        let mut feeds = TensorMap::new();
+        for (k, &input) in graph.inputs.iter().enumerate() {
+            let shape = graph.shape(input).unwrap();
+            let values: Vec<f64> = (0..shape.iter().product()).map(|i| value(i, k)).collect();
+            let feed = match trips.filter(|_| graph.name_of(input) == "n") {
+                Some(trips) => Tensor::scalar(trips),
+                None => Tensor::from_f64(DType::F32, shape, &values).unwrap(),
+            };
+            feeds.insert(graph.name_of(input).to_owned(), feed);
+        }
+        let read = Graph::from_bytes(graph.lowered(Form::Portable).unwrap().to_bytes().unwrap(), None).unwrap();
+        let exact = graph.evaluate(&feeds).unwrap();
+        let lowered = read.evaluate(&feeds).unwrap();
+        for (input, x) in feeds.iter().filter(|(_, x)| x.dtype().is_float()) {
+            let found = numbers(&exact, &format!("g.{input}"));
+            for (a, b) in found.iter().zip(numbers(&lowered, &format!("g.{input}"))) {
+                assert!((a - b).abs() < 1e-5 * b.abs().max(1.0), "{name}, lowered: {a} for {b}");
+            }
+            for (i, found) in found.into_iter().enumerate() {
+                let loss = |by: f64| {
+                    let mut moved = x.to_f64_vec().unwrap();
+                    moved[i] += by;
+                    let mut feeds = feeds.clone();
+                    feeds.insert(input.clone(), Tensor::from_f64(DType::F32, x.shape(), &moved).unwrap());
+                    numbers(&graph.evaluate(&feeds).unwrap(), "loss")[0]
+                };
+                let numeric = (loss(step) - loss(-step)) / (2.0 * step);
+                let error = (found - numeric).abs();
+                assert!(error < 3e-3 * numeric.abs().max(1.0), "{name}, {input}[{i}]: {found} for {numeric}");
+            }
+        }
+    }
+    let error = differentiated(&file("growing", &[("n", 2)])).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("'y' (Loop)") && error.contains("carried value 'loop/h'"), "{error}");
 }
