@@ -1,13 +1,16 @@
 //! Every gradient rule on every engine: the graphs that `autodiff/tests/torch.rs` evaluates, lowered to each form that an
-//! engine takes, in float32 against torch in float64.
+//! engine takes, in float32 against torch in float64; and those of Loop and Scan, which `autodiff/tests/loops.rs` compares with
+//! differences, against the reference evaluator in float64.
 #![allow(missing_docs)]
 
 #[path = "../autodiff/tests/common/mod.rs"]
 mod common;
 
 use common::Case;
+use common::loops::CASES;
+use limbeck::graph::Graph;
 use limbeck::runtime::{CompileOptions, Engine, Form, Model, engines};
-use limbeck::tensor::{DType, Tensor};
+use limbeck::tensor::{DType, Tensor, TensorMap};
 use serde_json::Value;
 
 /// Relative error that a gradient may have.
@@ -26,21 +29,27 @@ const LESS_EXACT: &[(&str, Form, &str, f64, &str)] = &[(
 /// Cases that an engine cannot run: its name, the start of their labels and why. One that runs fails the test.
 const LACKING: &[(&str, &str, &str)] = &[("tract", "Unique", "tract has no Unique")];
 
-/// The worst relative error of loss and gradients of a case.
-fn error(v: &Value, case: &Case, engine: &dyn Engine, form: Form) -> Result<f64, String> {
-    let mut cotangents = v["cotangents"].as_array().unwrap().iter();
-    let graph = case.graph(DType::F32, 1, |_| common::floats(DType::F32, cotangents.next().unwrap()));
+/// Loops and Scans that an engine cannot run: its name, the start of their names and why. One that runs fails the test.
+const LACKING_LOOPS: &[(&str, &str, &str)] = &[("tract", "loop", "tract has no Loop")];
+
+/// What the engine gives of a graph in this form.
+fn run(graph: &Graph, engine: &dyn Engine, form: Form, feeds: &TensorMap) -> Result<TensorMap, String> {
     let form = match form {
         Form::Portable => limbeck::graph::Form::Portable,
         Form::Fused => limbeck::graph::Form::Fused,
     };
-    let lowered = graph.map_err(|e| e.to_string())?.lowered(form).map_err(|e| e.to_string())?;
-    let bytes = lowered.to_bytes().map_err(|e| e.to_string())?;
+    let bytes = graph.lowered(form).and_then(|lowered| lowered.to_bytes()).map_err(|e| e.to_string())?;
     let options = CompileOptions { threads: 1, ..CompileOptions::default() };
     let program = engine.compile(&Model::new(bytes), &options).map_err(|e| e.to_string())?;
-    let feeds = case.feeds();
     let feeds: Vec<(&str, &Tensor)> = feeds.iter().map(|(n, t)| (n.as_str(), t)).collect();
-    let result = program.infer(&feeds).map_err(|e| e.to_string())?;
+    program.infer(&feeds).map_err(|e| e.to_string())
+}
+
+/// The worst relative error of loss and gradients of a case.
+fn error(v: &Value, case: &Case, engine: &dyn Engine, form: Form) -> Result<f64, String> {
+    let mut cotangents = v["cotangents"].as_array().unwrap().iter();
+    let graph = case.graph(DType::F32, 1, |_| common::floats(DType::F32, cotangents.next().unwrap()));
+    let result = run(&graph.map_err(|e| e.to_string())?, engine, form, &case.feeds())?;
     common::worst_error(v, &result)
 }
 
@@ -81,4 +90,32 @@ fn gradients_on_every_engine_agree_with_torch() {
         }
     }
     assert!(failures.is_empty(), "{} of {run}:\n{}", failures.len(), failures.join("\n"));
+}
+
+#[test]
+fn gradients_of_loops_on_every_engine_agree_with_the_reference() {
+    let mut failures = vec![];
+    for case in CASES {
+        let graph = case.graph(DType::F32, 1).unwrap();
+        let want = case.graph(DType::F64, 1).unwrap().evaluate(&case.feeds(DType::F64)).unwrap();
+        for engine in engines() {
+            for &form in engine.forms() {
+                let found = run(&graph, engine, form, &case.feeds(DType::F32));
+                let lacking =
+                    LACKING_LOOPS.iter().find(|(of, start, _)| *of == engine.name() && case.name.starts_with(start));
+                let label = format!("{} {form:?}: {}", engine.name(), case.name);
+                match (found, lacking) {
+                    (Err(_), Some(_)) => {}
+                    (Ok(_), Some((.., why))) => failures.push(format!("{label} runs, though: {why}")),
+                    (Err(e), None) => failures.push(format!("{label}: {e}")),
+                    (Ok(found), None) => failures.extend(want.iter().filter_map(|(name, want)| {
+                        let [found, want] = [&found[name], want].map(|t| t.to_f64_vec().unwrap());
+                        let e = common::relative_error(&found, &want);
+                        (e.is_nan() || e > TOLERANCE).then(|| format!("{label}: {name} has a relative error of {e:e}"))
+                    })),
+                }
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
 }

@@ -71,16 +71,20 @@ impl Differentiate for Cx {
                 continue;
             }
             let label = self.graph().label(id);
-            let contributions = rules::apply(&Rule::new(self, &node, &label, &carrying, out_grads));
+            let contributions = rules::apply(&Rule::new(self, id, &node, &label, &carrying, out_grads));
             // An error inside a rule is reported with the forward node it belongs to.
             if let Err(e) = self.check() {
                 return Err(GradError::NoRule { node: label, op: node.full_op(), reason: e.to_string() });
             }
-            for (input, grad) in node.inputs.iter().zip(contributions?) {
-                if let (Some(input), Some(grad)) = (input, grad)
-                    && carrying.contains(*input)
+            let captured = node.subgraphs().flat_map(|g| &g.captures).map(|c| Some(c.outer));
+            for (read, grad) in node.inputs.iter().copied().chain(captured).zip(contributions?) {
+                if let (Some(read), Some(grad)) = (read, grad)
+                    && carrying.contains(read)
                 {
-                    accumulate(&mut grads, *input, unbroadcast(grad, self.var(*input), &node));
+                    // What a body reads is never broadcast.
+                    let whole = node.subgraphs().next().is_some();
+                    let grad = if whole { grad } else { unbroadcast(grad, self.var(read), &node) };
+                    accumulate(&mut grads, read, grad);
                 }
             }
         }
@@ -142,7 +146,6 @@ impl Path {
     /// A node at which the gradient would be lost without being listed as having none is an error.
     fn between(cx: &Cx, wanted: &[Var<'_>], outputs: &[Var<'_>]) -> Result<Path, GradError> {
         let graph = cx.graph();
-        let ends = |node: &Node| node.is(LIMBECK, "StopGradient") || rules::without(node).is_some_and(Without::ends);
         let mut needed: ValueSet = outputs.iter().map(|v| v.id()).collect();
         let mut upstream = vec![];
         for id in graph.node_ids().into_iter().rev() {
@@ -181,6 +184,22 @@ impl Path {
     }
 }
 
+/// Whether gradient ends at the node without being lost.
+fn ends(node: &Node) -> bool {
+    node.is(LIMBECK, "StopGradient") || rules::without(node).is_some_and(Without::ends)
+}
+
+/// The values that depend on those of `from` in a way that may carry gradient, themselves included.
+pub(crate) fn reached(graph: &Graph, from: &ValueSet) -> ValueSet {
+    let mut active = from.clone();
+    for (_, node) in graph.nodes().filter(|(_, node)| !ends(node)) {
+        if node.reads().into_iter().any(|v| active.contains(v) && carries_gradient(graph, v)) {
+            active.extend(node.outputs.iter().flatten().copied());
+        }
+    }
+    active
+}
+
 /// Gradient flows along floats, along values whose type is not known, and from QuantizeLinear straight through to the
 /// DequantizeLinear that undoes it.
 fn carries_gradient(graph: &Graph, value: ValueId) -> bool {
@@ -188,7 +207,7 @@ fn carries_gradient(graph: &Graph, value: ValueId) -> bool {
 }
 
 /// An integer tensor that QuantizeLinear makes.
-fn is_quantised(graph: &Graph, value: ValueId) -> bool {
+pub(crate) fn is_quantised(graph: &Graph, value: ValueId) -> bool {
     graph.producer(value).is_some_and(|id| graph.node(id).is("", "QuantizeLinear"))
 }
 

@@ -33,6 +33,16 @@ impl Graph {
         self.order.splice(at..=at, new);
     }
 
+    /// Makes `id` the given node, in its place in the order. What it provides in addition may be provided by nothing else,
+    /// and what `id` provided it provides too.
+    pub(crate) fn exchange_node(&mut self, id: NodeId, mut node: Node) {
+        node.changed = true;
+        for output in node.outputs.iter().flatten() {
+            self.values[output.0 as usize].producer = Some(id);
+        }
+        self.nodes[id.0 as usize] = Some(node);
+    }
+
     /// Appends a node that keeps its encoded form.
     pub(crate) fn push_in_order(&mut self, node: Node) -> NodeId {
         let id = self.push_node(node);
@@ -113,7 +123,7 @@ impl Graph {
         }
     }
 
-    /// Removes nodes and constants that no output depends on. Returns how many nodes went.
+    /// Removes nodes, constants and captures that no output depends on. Returns how many nodes went.
     pub fn remove_dead(&mut self) -> usize {
         let mut live: ValueSet = self.outputs.iter().copied().collect();
         let mut dead = vec![];
@@ -126,6 +136,7 @@ impl Graph {
             }
         }
         self.remove_nodes(&dead);
+        self.captures.retain(|capture| live.contains(capture.inner));
         live.extend(self.inputs.iter().copied());
         self.initializers.retain(|&id, _| live.contains(id));
         dead.len()

@@ -13,6 +13,23 @@ pub(crate) const SMALL: usize = 4096;
 /// up to the first that is not known. `label` names the node in errors.
 pub fn infer_node(graph: &Graph, node: &Node, label: &str) -> Result<Vec<TensorType>, GraphError> {
     let spec = ops::spec_of(node, label)?;
+    seen(graph, node, label, |cx| (spec.infer)(cx).and_then(check_ranks))
+}
+
+/// The body of the Loop or Scan `node`, whose operands are values of `graph`, with the types that its values have in every
+/// iteration and with what is computed of shapes folded. A constant that it captures is stored with the capture. `label`
+/// names the node in errors.
+pub fn typed_body(graph: &Graph, node: &Node, label: &str) -> Result<Graph, GraphError> {
+    seen(graph, node, label, ops::typed_body)
+}
+
+/// What `look` finds of the node, with the types of its operands in the error.
+fn seen<T>(
+    graph: &Graph,
+    node: &Node,
+    label: &str,
+    look: impl FnOnce(&InferCx) -> Result<T, OpError>,
+) -> Result<T, GraphError> {
     let inputs: Vec<Option<&TensorType>> = node.inputs.iter().map(|i| i.and_then(|i| graph.ty(i))).collect();
     let constants: Vec<Option<Tensor>> = node
         .inputs
@@ -22,7 +39,7 @@ pub fn infer_node(graph: &Graph, node: &Node, label: &str) -> Result<Vec<TensorT
         })
         .collect();
     let cx = InferCx { node, inputs: inputs.clone(), constants, outer: graph };
-    (spec.infer)(&cx).and_then(check_ranks).map_err(|e| {
+    look(&cx).map_err(|e| {
         let operands: Vec<String> = node
             .inputs
             .iter()

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod array;
+mod bodies;
 mod builder;
 mod canonical;
 mod composites;
@@ -30,7 +31,7 @@ pub use composites::{COMPOSITES, batch_norm, compose, dropout, momentum};
 pub use constants::Initializer;
 pub use error::{GraphError, OpError};
 pub use import::{ImportOptions, ImportReport};
-pub use infer::infer_node;
+pub use infer::{infer_node, typed_body};
 pub use ir::{Capture, Graph, IR_VERSION, LIMBECK, Meta, NodeId, OPSET, Value, ValueId};
 pub use lower::{FUSED_OPS, Form, Lowering};
 pub use memory::MemoryPlan;

@@ -6,7 +6,8 @@ use std::collections::HashMap;
 
 /// What a run of a graph takes, node after node in the graph's order, by liveness: a value takes memory from the node that
 /// makes it to the last that reads it, and a value-by-value operator writes over an operand that nothing else needs.
-/// What engines use beside values (packed operands, columns of convolutions) is not in it.
+/// What engines use beside values (packed operands, columns of convolutions) is not in it, and neither are the values within
+/// the body of a loop.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemoryPlan {
     /// The most bytes at one time, all included.

@@ -151,6 +151,14 @@ impl Node {
         }
     }
 
+    /// Graph attribute.
+    pub fn graph(&self, name: &str) -> Option<&Graph> {
+        match self.attrs.get(name) {
+            Some(Attr::Graph(g)) => Some(g),
+            _ => None,
+        }
+    }
+
     /// A `metadata_props` entry of the node as it was read: exporters note there which module a node comes from.
     pub fn metadata(&self, key: &str) -> Option<String> {
         crate::onnx::node_metadata(&self.rest).into_iter().find(|(k, _)| k == key).map(|(_, value)| value)
@@ -239,4 +247,5 @@ attr_from! {
     Vec<usize> => |v: Vec<usize>| Attr::Ints(v.into_iter().map(|x| x as i64).collect());
     Vec<f32> => Attr::Floats;
     Tensor => Attr::Tensor;
+    Graph => |g| Attr::Graph(Box::new(g));
 }

@@ -1,4 +1,4 @@
-//! `limbeck grad`: the gradient of a scalar output for every float initializer, by name.
+//! `limbeck grad`: the gradient of a scalar output for every float initializer, those in bodies of loops included, by name.
 
 use super::{output, tensors};
 use anyhow::{Context, Result};
@@ -36,7 +36,9 @@ const PREFIX: &str = "gradient::";
 
 pub(super) fn run(args: &Args, json: bool) -> Result<bool> {
     let feeds = tensors::read_feeds(&args.feeds)?;
-    let names = wanted(&Graph::read(&args.model)?, args.inputs);
+    let mut model = Graph::read(&args.model)?;
+    model.hoist_weights();
+    let names = wanted(&model, args.inputs);
     let results =
         evaluate(gradients(tensors::read_shaped(&args.model, &feeds)?, &args.loss, &names)?, &args.engine, &feeds)?;
     let results: TensorMap = results.into_iter().map(|(n, t)| (n.trim_start_matches(PREFIX).to_owned(), t)).collect();
@@ -50,7 +52,7 @@ pub(super) fn run(args: &Args, json: bool) -> Result<bool> {
     Ok(true)
 }
 
-/// The float initializers of a file that are no literals, and with `inputs` its float inputs, by name.
+/// The float initializers of a model that are no literals, and with `inputs` its float inputs, by name.
 fn wanted(graph: &Graph, inputs: bool) -> Vec<String> {
     let initializers =
         graph.initializers().filter(|(id, t)| t.dtype().is_float() && !graph.is_literal(*id)).map(|(id, _)| id);
@@ -63,7 +65,8 @@ fn wanted(graph: &Graph, inputs: bool) -> Vec<String> {
 
 /// The graph of the gradients of `loss`, as outputs called [`PREFIX`] and a name. Normalisation in training mode is
 /// differentiated through its batch statistics.
-fn gradients(model: Graph, loss: &str, names: &[String]) -> Result<Graph> {
+fn gradients(mut model: Graph, loss: &str, names: &[String]) -> Result<Graph> {
+    model.hoist_weights();
     let loss_id = model.require(loss)?;
     let float = model
         .ty(loss_id)

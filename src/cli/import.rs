@@ -23,7 +23,8 @@ pub(super) struct Args {
     /// Inputs that always get one value, NAME=NUMBER or NAME=FILE.npy; repeatable.
     #[arg(long)]
     fix: Vec<String>,
-    /// Replace loops (Scan, Loop) of at most this many steps by their steps, so that they can be trained.
+    /// Replace loops (Scan, Loop) of at most this many steps by their steps: faster to train where they are few, and the only
+    /// form in which tract runs a Loop. Loops that stay can be trained, too.
     #[arg(long, default_value_t = 0)]
     unroll: usize,
     /// Replace an If whose condition stays open by both its branches and a selection of their results, so that it can be

@@ -1,6 +1,7 @@
 //! The table of gradient rules, one per primitive op.
 
 mod activation;
+mod control;
 mod conv;
 mod elementwise;
 mod index;
@@ -16,9 +17,10 @@ pub use without::{NON_DIFFERENTIABLE, Without};
 
 use crate::extents::zeros;
 use crate::{COMPOSITES, GradError};
-use limbeck_graph::{Cx, Node, ValueSet, Var};
+use limbeck_graph::{Cx, Node, NodeId, ValueSet, Var};
 
-/// Gradients of the inputs of a node, in input order; `None` where there is none.
+/// Gradients of the inputs of a node, in input order, then of the values that its subgraphs capture, in the order of
+/// [`Node::reads`]; `None` where there is none, and at the end they may be left out.
 pub(crate) type Grads<'c> = Vec<Option<Var<'c>>>;
 
 /// A rule: from a node and the gradients of its outputs to the gradients of its inputs. Broadcasts are undone by
@@ -29,7 +31,8 @@ pub(crate) type RuleFn = for<'r, 'c> fn(&'r Rule<'r, 'c>) -> Result<Grads<'c>, S
 pub(crate) struct Rule<'r, 'c> {
     /// The construction.
     pub(crate) cx: &'c Cx,
-    /// The forward node.
+    /// The forward node: which it is, and a copy.
+    pub(crate) id: NodeId,
     pub(crate) node: &'r Node,
     label: &'r str,
     carrying: &'r ValueSet,
@@ -39,12 +42,13 @@ pub(crate) struct Rule<'r, 'c> {
 impl<'r, 'c> Rule<'r, 'c> {
     pub(crate) fn new(
         cx: &'c Cx,
+        id: NodeId,
         node: &'r Node,
         label: &'r str,
         carrying: &'r ValueSet,
         grads: Vec<Option<Var<'c>>>,
     ) -> Rule<'r, 'c> {
-        Rule { cx, node, label, carrying, grads }
+        Rule { cx, id, node, label, carrying, grads }
     }
 
     /// Input `i`, which the operator requires.
@@ -118,6 +122,7 @@ const FAMILIES: &[&[(&str, RuleFn)]] = &[
     shape::RULES,
     index::RULES,
     quant::RULES,
+    control::RULES,
 ];
 
 fn find(node: &Node) -> Option<RuleFn> {

@@ -12,8 +12,9 @@ pub enum Without {
     Quantised,
     /// It works on sequences or optional values: differentiation refuses it.
     Container,
-    /// It runs other graphs: differentiation refuses it. [`limbeck_graph::Graph::import`] resolves an If whose condition
-    /// is settled, on request computes both branches of others, and unrolls a Scan or Loop of known length.
+    /// It chooses or runs other graphs in a way that has no rule: differentiation refuses it. (Loop and Scan have one.)
+    /// [`limbeck_graph::Graph::import`] resolves an If whose condition is settled, and on request computes both branches of
+    /// others.
     ControlFlow,
     /// Its derivative is well defined, but not written: differentiation refuses it.
     NotYet,
@@ -35,7 +36,7 @@ impl Without {
             Container => "sequences and optional values carry no gradient; import resolves those it can",
             ControlFlow => {
                 "gradients do not enter its graphs; import with its condition settled or both branches computed (If), \
-                 or unrolled (Scan, Loop)"
+                 or write it as a Scan (SequenceMap)"
             }
             NotYet => {
                 "no rule is known; freeze what lies before it, stop the gradient there, or remove it from the path"
@@ -109,7 +110,5 @@ pub const NON_DIFFERENTIABLE: &[(&str, Without)] = &[
     ("Optional", Container),
     ("OptionalGetElement", Container),
     ("If", ControlFlow),
-    ("Loop", ControlFlow),
-    ("Scan", ControlFlow),
     ("SequenceMap", ControlFlow),
 ];

@@ -1,6 +1,8 @@
 //! Cases of the gradient rules: from JSON to graphs. `tests/golden/gradients/make.py` says what a case holds.
 #![allow(dead_code)] // each test file uses its part
 
+pub(crate) mod loops;
+
 use limbeck_autodiff::{COMPOSITES, Differentiate, GradError, compose};
 use limbeck_graph::{Attr, Cx, Graph, LIMBECK, Node, Var};
 use limbeck_tensor::{DType, Tensor};

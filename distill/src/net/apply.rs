@@ -1,5 +1,6 @@
 //! Instantiating a net: inference and training, where BatchNormalization takes the batch's statistics and Dropout drops.
 
+use super::classify::described;
 use super::{Net, ParamSet};
 use crate::DistillError;
 use limbeck_autodiff::{batch_norm, compose, dropout, momentum};
@@ -124,6 +125,15 @@ impl Net {
         let mut failure = None;
         let former = cx.set_scope(&scope);
         let map = cx.inline_with(graph, &bind, &mut |cx: &'c Cx, node: &Node, operands: &[Option<Var<'c>>]| {
+            if let Some(layer) = training.and_then(|_| training_layer_within(node)) {
+                let reason = format!(
+                    "{layer} lies in the body of a {}, where it cannot be trained; move it out of the loop, or unroll the loop \
+                     with `limbeck import --unroll`",
+                    node.full_op()
+                );
+                failure.get_or_insert(DistillError::Net { reason });
+                return None;
+            }
             if node.is("", "BatchNormalization") {
                 return match training.filter(|t| !self.is_frozen(node, t)) {
                     Some(t) => self.batch_statistics(node, operands, t, &mut statistics),
@@ -261,6 +271,16 @@ impl Net {
         let (y, mask) = dropout(x, noise(&format!("{scope}{name}.noise"), &x.shape())?, ratio);
         Ok(Some(vec![y, mask]))
     }
+}
+
+/// The first layer in the bodies of a node that training treats otherwise than inference does.
+fn training_layer_within(node: &Node) -> Option<String> {
+    node.subgraphs().find_map(|body| {
+        body.nodes().find_map(|(id, inner)| {
+            let differs = inner.is("", "BatchNormalization") || inner.is("", "Dropout");
+            if differs { Some(described(body, id)) } else { training_layer_within(inner) }
+        })
+    })
 }
 
 /// BatchNormalization by running statistics, which stay.

@@ -73,6 +73,7 @@ impl Net {
     /// [`Net::with_constants`] and [`Net::with_parameters`] decide otherwise.
     pub fn from_graph(mut graph: Graph) -> Result<Net, DistillError> {
         graph.canonicalise()?;
+        graph.hoist_weights();
         let separated = separate(&mut graph);
         let stored = classify(&graph);
         let mut net = Net { graph, stored, separated, parameters: vec![], buffers: vec![], training_only: false };

@@ -53,6 +53,11 @@ impl Cx {
         self.scope.replace(scope.to_owned())
     }
 
+    /// A name within the current scope.
+    pub(super) fn scoped(&self, name: &str) -> String {
+        format!("{}{name}", self.scope.borrow())
+    }
+
     /// Changes the graph directly; for passes that run inside a construction.
     pub fn edit<R>(&self, f: impl FnOnce(&mut Graph) -> R) -> R {
         self.listed.take();

@@ -2,6 +2,7 @@
 
 use super::{Cx, Var};
 use crate::{Graph, GraphError, Node, ValueId};
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 /// Builds a node another way during [`Cx::inline_with`]: from the node and its operands to its results, or `None`
@@ -12,7 +13,8 @@ impl Cx {
     /// Copies the nodes of `graph` into this construction. `bind` gives the values that stand for the graph's
     /// inputs and for any of its initializers; other initializers are copied as constants. Returns the value
     /// that stands for every value of `graph`. Names get the current scope as prefix. Types are inferred anew
-    /// from the bound values, so that a batch size comes from them.
+    /// from the bound values, so that a batch size comes from them. Subgraphs (of If, Loop, Scan) are copied as they are,
+    /// and capture values of this construction; `rewrite` sees the node that holds them.
     pub fn inline<'c>(
         &'c self,
         graph: &Graph,
@@ -48,13 +50,11 @@ impl Cx {
         }
         for (_, node) in graph.nodes() {
             let label = node.outputs.iter().flatten().next().map_or("", |&o| graph.name_of(o));
-            if node.subgraphs().next().is_some() {
-                return Err(GraphError::Node {
-                    node: label.into(),
-                    op: node.full_op(),
-                    reason: "has a subgraph, which cannot be instantiated; resolve it first".into(),
-                });
-            }
+            let bound = match node.subgraphs().next() {
+                Some(_) => Cow::Owned(self.with_captures(graph, node, &map)?),
+                None => Cow::Borrowed(node),
+            };
+            let node = &*bound;
             let inputs: Vec<Option<Var<'c>>> =
                 node.inputs.iter().map(|i| i.and_then(|i| map.get(&i).copied())).collect();
             let rewritten = rewrite(self, node, &inputs);

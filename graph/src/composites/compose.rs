@@ -11,6 +11,8 @@ use limbeck_tensor::DType;
 ///   `running * momentum + batch * (1 - momentum)` as ONNX defines them, with the biased variance in both places
 ///   (torch keeps the unbiased one, `n / (n - 1)` times as large, and calls `1 - momentum` momentum).
 /// - The ops of [`crate::COMPOSITES`].
+/// - Loop and Scan: the same with what they replace in the body, whose weights become weights of `cx`, under their names in its
+///   scope, so that gradients can be asked for in them.
 /// - Dropout outside training: the identity, and a mask of `true`. Dropout in training needs noise from the caller
 ///   and stays as it is, which differentiation then refuses by name; see [`dropout`].
 ///
@@ -37,6 +39,9 @@ pub fn compose<'c>(cx: &'c Cx, node: &Node, inputs: &[Option<Var<'c>>]) -> Optio
             outputs.push(cx.full(1.0, DType::Bool, &x.shape()));
         }
         return Some(outputs);
+    }
+    if node.subgraphs().next().is_some() {
+        return cx.with_body(node, inputs, true, &mut compose);
     }
     let formula = formula(node)?;
     let mut outputs = formula(&Composite { cx, node, inputs }).unwrap_or_else(|reason| {

@@ -1,6 +1,6 @@
 //! Making a model that someone else exported plain and static: inputs fixed to values, dims to numbers, functions
 //! inlined, shape arithmetic computed, an `If` that is settled replaced by the branch it takes, sequences by
-//! tensors, and on request loops by their steps and an open `If` by both its branches.
+//! tensors, and on request loops by their steps and an open `If` by both its branches, within the bodies of loops too.
 
 mod branches;
 mod functions;
@@ -9,8 +9,9 @@ mod rewrite;
 mod sequences;
 mod unroll;
 
+use crate::bodies::looped_body;
 use crate::lower::plain::plain;
-use crate::{Dim, Graph, GraphError, TensorType, ValueId};
+use crate::{Dim, Graph, GraphError, TensorType, ValueId, typed_body};
 use limbeck_tensor::{Tensor, TensorMap};
 use std::collections::BTreeMap;
 
@@ -23,7 +24,8 @@ pub struct ImportOptions {
     pub shapes: BTreeMap<String, Vec<usize>>,
     /// Inputs that always get this value, by name.
     pub fixed: TensorMap,
-    /// Most steps of a Scan or Loop that is replaced by them, as training needs; 0 leaves them all.
+    /// Most steps of a Scan or Loop that is replaced by them; 0 leaves them all. tract has no Loop, and what a body carries
+    /// in another shape in each iteration has a gradient only so.
     pub unroll: usize,
     /// Whether an If whose condition stays open is replaced by both its branches and a selection of their results, as
     /// training needs. Both are then computed. The one that is not taken sees zeros for floats and all else as it is, at
@@ -56,6 +58,7 @@ pub struct ImportReport {
 
 impl Graph {
     /// Brings the graph to the builder's opset, inlines its functions, fixes inputs and dims, and resolves what they settle.
+    /// The weights in the bodies of loops that stay become weights of the graph ([`Graph::hoist_weights`]).
     ///
     /// # Errors
     /// An input or dim that the graph does not have, a value or shape that an input does not take, contradictory shapes,
@@ -76,6 +79,20 @@ impl Graph {
             self.bind_dims(&dims)?;
         }
         let before = self.count_sequences();
+        self.resolve(options, &mut report)?;
+        self.hoist_weights();
+        report.sequences = before.saturating_sub(self.count_sequences());
+        report.removed = self.remove_dead();
+        let (graph, reworded) = self.clone().rewritten(&mut plain)?;
+        *self = graph;
+        report.reworded = reworded;
+        self.forget_stale_shapes();
+        self.verify()?;
+        Ok(report)
+    }
+
+    /// Resolves branches and loops, then those within the bodies of loops that stay.
+    fn resolve(&mut self, options: &ImportOptions, report: &mut ImportReport) -> Result<(), GraphError> {
         loop {
             let (folded, branches) = self.resolve_branches()?;
             report.folded += folded;
@@ -89,14 +106,18 @@ impl Graph {
                 break;
             }
         }
-        report.sequences = before.saturating_sub(self.count_sequences());
-        report.removed = self.remove_dead();
-        let (graph, reworded) = self.clone().rewritten(&mut plain)?;
-        *self = graph;
-        report.reworded = reworded;
-        self.forget_stale_shapes();
-        self.verify()?;
-        Ok(report)
+        for id in self.node_ids() {
+            let holds_graphs = |body: &Graph| body.nodes().any(|(_, n)| n.subgraphs().next().is_some());
+            let typed = self.node(id).inputs.iter().flatten().all(|&v| self.ty(v).is_some());
+            if typed && looped_body(self.node(id)).is_some_and(holds_graphs) {
+                let mut body = typed_body(self, self.node(id), &self.label(id))?;
+                body.resolve(options, report)?;
+                body.remove_dead();
+                body.captures.clone().iter().for_each(|c| drop(body.remove_initializer(c.inner)));
+                self.node_mut(id).attrs.insert("body".into(), body.into());
+            }
+        }
+        Ok(())
     }
 
     /// Drops what the file says in names about the shapes of results once every input's shape is settled: an engine may

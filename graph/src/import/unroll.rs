@@ -1,16 +1,12 @@
 //! Scan and Loop with a known number of steps as these steps: gradients and engines then meet plain nodes only.
 
-use crate::{Attr, Capture, Graph, GraphError, Node, NodeId, ValueId};
+use crate::bodies::trip_count;
+use crate::ops::{Looped, Slices};
+use crate::{Graph, GraphError, Node, NodeId, ValueId};
 use limbeck_tensor::Tensor;
 
 /// Most nodes of a graph whose loops are unrolled.
 const MOST_NODES: usize = 1 << 20;
-
-/// One tensor that a loop reads or writes a slice of at each step.
-struct Slices {
-    axis: i64,
-    backwards: bool,
-}
 
 /// A loop whose number of steps is known.
 struct Unrolled {
@@ -30,7 +26,7 @@ impl Graph {
     /// Replaces a Scan or Loop of at most `most` steps by its steps; false when there is none. The graph must be
     /// canonical, and a Loop's condition constant.
     pub(crate) fn unroll_loop(&mut self, most: usize) -> Result<bool, GraphError> {
-        let known = |id: NodeId| Some((id, self.as_scan(id).or_else(|| self.as_loop(id))?));
+        let known = |id: NodeId| Some((id, self.as_unrolled(id)?));
         let fits = |(_, l): &(NodeId, Unrolled)| (1..=most).contains(&l.steps);
         let Some((id, unrolled)) = self.node_ids().into_iter().filter_map(known).find(fits) else { return Ok(false) };
         let more =
@@ -43,93 +39,29 @@ impl Graph {
         Ok(true)
     }
 
-    fn body_of(&self, id: NodeId) -> Option<Graph> {
-        match self.node(id).attrs.get("body")? {
-            Attr::Graph(body) => Some((**body).clone()),
-            _ => None,
-        }
-    }
-
-    /// A Scan whose slices have a known number, its operands all present.
-    fn as_scan(&self, id: NodeId) -> Option<Unrolled> {
+    /// A Scan whose slices have a known number, or a Loop with a constant trip count that nothing ends earlier; all carried
+    /// and scanned operands are present.
+    fn as_unrolled(&self, id: NodeId) -> Option<Unrolled> {
         let node = self.node(id);
-        if !node.is("", "Scan") {
-            return None;
-        }
-        let body = self.body_of(id)?;
-        let operands: Vec<ValueId> = node.inputs.iter().copied().collect::<Option<_>>()?;
-        let scanned = usize::try_from(node.int("num_scan_inputs")?).ok()?;
-        let carried = operands.len().checked_sub(scanned)?;
-        let slices = |i: usize, axes: &str, directions: &str| Slices {
-            axis: node.ints(axes).and_then(|v| v.get(i)).copied().unwrap_or(0),
-            backwards: node.ints(directions).and_then(|v| v.get(i)).is_some_and(|&d| d != 0),
-        };
-        let read = operands.iter().skip(carried).enumerate();
-        let read: Vec<(ValueId, Slices)> =
-            read.map(|(i, &v)| (v, slices(i, "scan_input_axes", "scan_input_directions"))).collect();
+        let form = Looped::of(node).ok()?;
+        let body = node.graph("body")?.clone();
+        let operands: Vec<ValueId> = node.inputs.iter().skip(form.first()).copied().collect::<Option<_>>()?;
+        let (state, read) = operands.split_at_checked(form.carried)?;
+        let read: Vec<(ValueId, Slices)> = read.iter().copied().zip(form.read.iter().copied()).collect();
         let extent = |(v, s): &(ValueId, Slices)| {
             let dims = self.ty(*v)?.dims.as_deref()?;
             dims.get(crate::ops::normalize_axis(s.axis, dims.len()).ok()?)?.known()
         };
-        let steps = extent(read.first()?)?;
-        let written = body.outputs.len().checked_sub(carried)?;
-        let fits = body.inputs.len() == operands.len() && read.iter().all(|r| extent(r) == Some(steps));
-        fits.then(|| Unrolled {
-            written: (0..written).map(|i| slices(i, "scan_output_axes", "scan_output_directions")).collect(),
-            state: operands[..carried].to_vec(),
-            body,
-            steps,
-            read,
-            counts: false,
-        })
-    }
-
-    /// A Loop with a constant trip count that nothing ends earlier.
-    fn as_loop(&self, id: NodeId) -> Option<Unrolled> {
-        let node = self.node(id);
-        if !node.is("", "Loop") {
-            return None;
-        }
-        let body = self.body_of(id)?;
-        let constant = |v: ValueId| self.settled(v)?.to_f64_vec().ok();
-        let holds = |values: Option<Vec<f64>>| values.as_deref() == Some(&[1.0]);
-        let steps = constant(node.input(0)?)?.first().copied().filter(|&n| n <= 1e9)? as usize;
-        let starts = node.input(1).is_none_or(|v| holds(constant(v)));
-        // The condition that the body gives: constant, or the one it got.
-        let mut goes_on = *body.outputs.first()?;
-        for _ in 0..body.node_count() {
-            match body.producer(goes_on).filter(|&p| body.node(p).is("", "Identity")) {
-                Some(producer) => goes_on = body.node(producer).input(0)?,
-                None => break,
-            }
-        }
-        let captured = body.captures.iter().find(|c| c.inner == goes_on).map(|c| c.outer);
-        let goes_on = goes_on == *body.inputs.get(1)?
-            || captured.is_some_and(|v| holds(constant(v)))
-            || holds(body.constant(goes_on).and_then(|t| t.to_f64_vec().ok()));
-        let state: Vec<ValueId> = node.inputs.iter().skip(2).copied().collect::<Option<_>>()?;
-        let written = body.outputs.len().checked_sub(1 + state.len())?;
-        let fits = starts && goes_on && body.inputs.len() == state.len() + 2;
-        fits.then(|| Unrolled {
-            written: (0..written).map(|_| Slices { axis: 0, backwards: false }).collect(),
-            state,
-            body,
-            steps,
-            read: vec![],
-            counts: true,
-        })
+        let steps = if form.counts { trip_count(self, node) } else { extent(read.first()?) }?;
+        let fits = body.inputs.len() == form.first() + operands.len() && read.iter().all(|r| extent(r) == Some(steps));
+        let state = state.to_vec();
+        fits.then_some(Unrolled { body, steps, state, read, written: form.written, counts: form.counts })
     }
 
     fn unroll(&mut self, id: NodeId, mut l: Unrolled) -> Result<(), GraphError> {
         let label = self.label(id);
         // All steps share the constants of the body, weights above all.
-        let own: Vec<ValueId> = l.body.initializers().map(|(inner, _)| inner).collect();
-        for inner in own {
-            let outer = self.add_value(l.body.name_of(inner), l.body.ty(inner).cloned());
-            self.copy_constant(outer, &l.body, inner);
-            l.body.remove_initializer(inner);
-            l.body.captures.push(Capture { inner, outer });
-        }
+        self.take_constants(&mut l.body, "", |_, _| true);
         let mut state = l.state.clone();
         let mut parts: Vec<Vec<ValueId>> = l.written.iter().map(|_| vec![]).collect();
         let mut nodes = vec![];
@@ -191,7 +123,7 @@ impl Graph {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Cx, ImportOptions, Meta, TensorType};
+    use crate::{Attr, Cx, ImportOptions, Meta, TensorType};
     use limbeck_tensor::{DType, TensorMap};
 
     /// `h <- w * h + x` with a weight of its own; also gives the new `h`, when `counts` as a body of Loop, whose `x` is

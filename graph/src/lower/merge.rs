@@ -19,6 +19,12 @@ impl Graph {
             if inputs != node.inputs {
                 self.node_mut(id).inputs = inputs;
             }
+            let captured: Vec<ValueId> = self.node(id).subgraphs().flat_map(|g| &g.captures).map(|c| c.outer).collect();
+            for value in captured {
+                if let Some(&now) = same.get(&value) {
+                    self.node_mut(id).replace_input(value, now);
+                }
+            }
             let node = self.node(id);
             if node.subgraphs().next().is_some() || crate::fold::RANDOM.contains(&&*node.op) {
                 continue;

@@ -14,6 +14,7 @@ mod pool;
 mod primitive;
 mod product;
 mod recompute;
+mod scan;
 mod sums;
 #[cfg(test)]
 mod tests;
@@ -95,8 +96,7 @@ impl Graph {
         }
         let mut graph = cx.finish()?;
         graph.meta.metadata = self.meta.metadata.clone();
-        graph.look_through_expansions();
-        graph.merge_equal_nodes();
+        graph.tidy();
         graph.derive_sums();
         graph.remove_dead();
         if form == Form::Fused {
@@ -112,6 +112,18 @@ impl Graph {
         }
         Ok(graph)
     }
+
+    /// Computes equal values once, bodies included, without values that only broadcast.
+    fn tidy(&mut self) {
+        for id in self.node_ids() {
+            if self.node(id).subgraphs().next().is_some() {
+                self.node_mut(id).subgraphs_mut().for_each(Graph::tidy);
+            }
+        }
+        self.look_through_expansions();
+        self.merge_equal_nodes();
+        self.remove_dead();
+    }
 }
 
 /// What stands for a lowered node.
@@ -119,6 +131,10 @@ type Lowered<'c> = Result<Var<'c>, OpError>;
 
 fn lower_node<'c>(cx: &'c Cx, node: &Node, operands: &[Option<Var<'c>>], form: Form) -> Option<Vec<Var<'c>>> {
     let x = |i: usize| operands.get(i).copied().flatten();
+    if node.subgraphs().next().is_some() {
+        let guarded = scan::guarded(cx, node, operands);
+        return guarded.or_else(|| cx.with_body(node, operands, false, &mut in_body));
+    }
     if let Some(same) = neutral(cx, node, operands) {
         return Some(vec![same]);
     }
@@ -168,6 +184,16 @@ fn lower_node<'c>(cx: &'c Cx, node: &Node, operands: &[Option<Var<'c>>], form: F
         _ => return None,
     };
     Some(vec![lowered.unwrap_or_else(|e| cx.fail_with(e.0))])
+}
+
+/// Within a body, where all is portable; what has no static shapes there stays as it is.
+fn in_body<'c>(cx: &'c Cx, node: &Node, operands: &[Option<Var<'c>>]) -> Option<Vec<Var<'c>>> {
+    let shaped = operands.iter().flatten().all(|v| cx.graph().shape(v.id()).is_ok());
+    if shaped || node.domain == LIMBECK || node.subgraphs().next().is_some() {
+        lower_node(cx, node, operands, Form::Portable)
+    } else {
+        None
+    }
 }
 
 /// The operators that a map stands for.

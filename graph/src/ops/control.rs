@@ -4,6 +4,7 @@
 use super::support::{extents, int_attr, ints_attr, one_int};
 use super::util::{Types, Values};
 use super::{EvalCx, InferCx, OpSpec, normalize_axis, op};
+use crate::bodies::trip_count;
 use crate::infer::SMALL;
 use crate::types::{Dim, TensorType};
 use crate::{Array, ArrayData, Attr, Graph, Node, OpError, op_bail};
@@ -11,7 +12,7 @@ use limbeck_tensor::DType;
 use ndarray::{ArrayD, ArrayViewD, Axis};
 
 pub(super) const OPS: &[OpSpec] =
-    &[op("If", infer_if, eval_if), op("Loop", infer_loop, eval_loop), op("Scan", infer_scan, eval_scan)];
+    &[op("If", infer_if, eval_if), op("Loop", infer_looped, eval_loop), op("Scan", infer_looped, eval_scan)];
 
 /// Iterations after which the reference evaluator gives a Loop up.
 const MOST_ITERATIONS: i64 = 100_000;
@@ -36,11 +37,17 @@ type Partial = Vec<Option<TensorType>>;
 
 /// Types of a body's outputs from those of its inputs.
 fn body_types(cx: &InferCx, body: &Graph, inputs: Partial) -> Result<Partial, OpError> {
-    if inputs.len() != body.inputs.len() {
-        op_bail!("graph '{}' has {} inputs, {} are given", body.name, body.inputs.len(), inputs.len());
-    }
     if levels(body) > DEEPEST {
         return Ok(vec![None; body.outputs.len()]);
+    }
+    let body = typed(cx, body, inputs)?;
+    Ok(body.outputs.iter().map(|&id| body.ty(id).cloned()).collect())
+}
+
+/// A body with the types of its values, from those of its inputs and of what it captures. Captured constants are with it.
+fn typed(cx: &InferCx, body: &Graph, inputs: Partial) -> Result<Graph, OpError> {
+    if inputs.len() != body.inputs.len() {
+        op_bail!("graph '{}' has {} inputs, {} are given", body.name, body.inputs.len(), inputs.len());
     }
     let mut body = body.clone();
     for id in body.value_ids() {
@@ -55,12 +62,28 @@ fn body_types(cx: &InferCx, body: &Graph, inputs: Partial) -> Result<Partial, Op
     }
     for capture in body.captures.clone() {
         body.set_ty(capture.inner, cx.outer.ty(capture.outer).cloned());
-        if let Some(constant) = cx.outer.constant(capture.outer).filter(|t| t.len() <= SMALL) {
+        if let Some(constant) = cx.outer.settled(capture.outer).filter(|t| t.len() <= SMALL) {
             body.set_initializer(capture.inner, constant);
+            if cx.outer.is_literal(capture.outer) {
+                body.mark_literal(capture.inner);
+            }
         }
     }
     body.infer_types()?;
-    Ok(body.outputs.iter().map(|&id| body.ty(id).cloned()).collect())
+    Ok(body)
+}
+
+/// The body of a Loop or Scan with the types that its values have in every iteration, what is computed of shapes folded.
+/// A captured constant is stored with the capture.
+pub(crate) fn typed_body(cx: &InferCx) -> Result<Graph, OpError> {
+    let form = Looped::of(cx.node)?;
+    let body = body(cx.node, "body")?;
+    if levels(body) > DEEPEST {
+        op_bail!("bodies lie in bodies, more than {DEEPEST} deep");
+    }
+    let mut body = typed(cx, body, iterated(cx, &form)?.inputs)?;
+    body.fold_shapes()?;
+    Ok(body)
 }
 
 /// The types up to the first that is not known.
@@ -142,21 +165,123 @@ fn stacked(ty: TensorType, axis: i64, length: Dim) -> Result<TensorType, OpError
     Ok(TensorType::with_dims(dtype, dims))
 }
 
-fn infer_loop(cx: &InferCx) -> Types {
+/// Where the slices of a tensor lie that a Loop or Scan reads or writes one of in each iteration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slices {
+    /// The axis; negative from the end.
+    pub axis: i64,
+    /// Whether the first iteration has the last slice.
+    pub backwards: bool,
+}
+
+/// How a Loop or Scan runs its body: what is carried from iteration to iteration, what is read and written in slices.
+///
+/// The body takes, and so does the node, [`Looped::first`] values of other kinds, the carried ones, and (the node: the
+/// tensors of) the slices that it reads. The body gives a condition (Loop), the carried values and the slices that it writes,
+/// the node the carried values and the tensors that these slices make.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Looped {
+    /// True for Loop: its body also takes the iteration's number and a condition, and gives a condition.
+    pub counts: bool,
+    /// How many values are carried.
+    pub carried: usize,
+    /// What is read in slices.
+    pub read: Vec<Slices>,
+    /// What is written in slices.
+    pub written: Vec<Slices>,
+}
+
+impl Looped {
+    /// What a Loop or Scan node states; an error says which attribute or number does not fit.
+    pub fn of(node: &Node) -> Result<Looped, OpError> {
+        let counts = node.is("", "Loop");
+        if !counts && !node.is("", "Scan") {
+            op_bail!("{} runs no body several times", node.full_op());
+        }
+        let body = body(node, "body")?;
+        let scanned = if counts { 0 } else { extents(&[int_attr(node, "num_scan_inputs", 0)?], "num_scan_inputs")?[0] };
+        let others = scanned + if counts { 2 } else { 0 };
+        let carried = match node.inputs.len().checked_sub(others) {
+            Some(carried) if counts || scanned > 0 => carried,
+            None if counts => 0,
+            _ => op_bail!("num_scan_inputs {scanned} of {} inputs", node.inputs.len()),
+        };
+        let Some(written) = body.outputs.len().checked_sub(usize::from(counts) + carried) else {
+            op_bail!("the body has {} results for {carried} carried values", body.outputs.len());
+        };
+        let list = |name: String, n: usize| match ints_attr(node, &name)? {
+            None => Ok(vec![0; n]),
+            Some(list) if list.len() == n => Ok(list.to_vec()),
+            Some(list) => op_bail!("attribute '{name}' {list:?} must have {n} entries"),
+        };
+        let slices = |kind: &str, n: usize| -> Result<Vec<Slices>, OpError> {
+            let axes = list(format!("scan_{kind}_axes"), n)?;
+            let directions = list(format!("scan_{kind}_directions"), n)?;
+            let pair = |(axis, direction)| Slices { axis, backwards: direction != 0 };
+            Ok(axes.into_iter().zip(directions).map(pair).collect())
+        };
+        Ok(Looped { counts, carried, read: slices("input", scanned)?, written: slices("output", written)? })
+    }
+
+    /// Place of the first carried value among the operands of the node and the inputs of the body.
+    pub fn first(&self) -> usize {
+        if self.counts { 2 } else { 0 }
+    }
+
+    /// Place of the first carried value among the outputs of the body.
+    pub fn given(&self) -> usize {
+        usize::from(self.counts)
+    }
+}
+
+/// Types that hold for every iteration.
+struct Iterated {
+    /// Of the body's inputs.
+    inputs: Partial,
+    /// Of the carried values.
+    carried: Partial,
+    /// Of the slices that the body writes.
+    written: Partial,
+    /// How many there are.
+    length: Dim,
+}
+
+fn iterated(cx: &InferCx, form: &Looped) -> Result<Iterated, OpError> {
     let body = body(cx.node, "body")?;
     let scalar = |dtype| Some(TensorType::new(dtype, &[]));
-    let carried = (2..cx.node.inputs.len()).map(|i| cx.inputs[i].cloned()).collect();
-    let (carried, scanned) = settled(carried, |carried| {
-        let inputs = [&[scalar(DType::I64), scalar(DType::Bool)], carried].concat();
-        let mut types = body_types(cx, body, inputs)?;
-        if types.is_empty() {
+    let counters = if form.counts { vec![scalar(DType::I64), scalar(DType::Bool)] } else { vec![] };
+    let mut length = trip_count(cx.outer, cx.node).map_or(Dim::Unknown, Dim::Known);
+    let mut slices = vec![];
+    for (i, read) in form.read.iter().enumerate() {
+        let TensorType { dtype, dims } = cx.ty(form.first() + form.carried + i)?.clone();
+        let dims = match dims {
+            Some(mut dims) => {
+                let along = dims.remove(normalize_axis(read.axis, dims.len())?);
+                length = super::support::unify(&length, &along, "scanned axes")?;
+                Some(dims)
+            }
+            None => None,
+        };
+        slices.push(Some(TensorType { dtype, dims }));
+    }
+    let inputs = |carried: &[Option<TensorType>]| [&counters[..], carried, &slices].concat();
+    let carried = (0..form.carried).map(|i| cx.inputs[form.first() + i].cloned()).collect();
+    let (carried, written) = settled(carried, |carried| {
+        let mut types = body_types(cx, body, inputs(carried))?;
+        if types.len() < form.given() {
             op_bail!("the body must say whether to go on");
         }
-        Ok(types.split_off(1))
+        Ok(types.split_off(form.given()))
     })?;
-    let scanned = scanned.into_iter().map(|ty| ty.map(|ty| stacked(ty, 0, Dim::Unknown)).transpose());
-    let scanned = scanned.collect::<Result<Vec<_>, _>>()?;
-    Ok(known_types([carried, scanned].concat()))
+    Ok(Iterated { inputs: inputs(&carried), carried, written, length })
+}
+
+fn infer_looped(cx: &InferCx) -> Types {
+    let form = Looped::of(cx.node)?;
+    let Iterated { carried, written, length, .. } = iterated(cx, &form)?;
+    let written = written.into_iter().zip(&form.written);
+    let written = written.map(|(ty, s)| ty.map(|ty| stacked(ty, s.axis, length.clone())).transpose());
+    Ok(known_types([carried, written.collect::<Result<Vec<_>, _>>()?].concat()))
 }
 
 fn eval_loop(cx: &EvalCx) -> Values {
@@ -214,64 +339,6 @@ fn stack(arrays: &[Array], axis: i64, ty: Option<&TensorType>) -> Result<Array, 
     })
 }
 
-/// What a Scan node states.
-struct Scan<'a> {
-    body: &'a Graph,
-    /// Operands that are carried; the others are scanned.
-    carried: usize,
-    /// Axes of scanned operands and results, and whether each runs backwards.
-    inputs: Vec<(i64, bool)>,
-    outputs: Vec<(i64, bool)>,
-}
-
-impl Scan<'_> {
-    fn of(node: &Node) -> Result<Scan<'_>, OpError> {
-        let body = body(node, "body")?;
-        let scanned = extents(&[int_attr(node, "num_scan_inputs", 0)?], "num_scan_inputs")?[0];
-        let Some(carried) = node.inputs.len().checked_sub(scanned).filter(|_| scanned > 0) else {
-            op_bail!("num_scan_inputs {scanned} of {} inputs", node.inputs.len());
-        };
-        let Some(results) = body.outputs.len().checked_sub(carried) else {
-            op_bail!("the body has {} results for {carried} carried values", body.outputs.len());
-        };
-        let list = |name: &str, n: usize| match ints_attr(node, name)? {
-            None => Ok(vec![0; n]),
-            Some(list) if list.len() == n => Ok(list.to_vec()),
-            Some(list) => op_bail!("attribute '{name}' {list:?} must have {n} entries"),
-        };
-        let pairs = |kind: &str, n: usize| -> Result<Vec<(i64, bool)>, OpError> {
-            let axes = list(&format!("scan_{kind}_axes"), n)?;
-            let backwards = list(&format!("scan_{kind}_directions"), n)?;
-            Ok(axes.into_iter().zip(backwards.into_iter().map(|d| d != 0)).collect())
-        };
-        Ok(Scan { body, carried, inputs: pairs("input", scanned)?, outputs: pairs("output", results)? })
-    }
-}
-
-fn infer_scan(cx: &InferCx) -> Types {
-    let scan = Scan::of(cx.node)?;
-    let mut length = Dim::Unknown;
-    let mut slices = vec![];
-    for (i, &(axis, _)) in scan.inputs.iter().enumerate() {
-        let TensorType { dtype, dims } = cx.ty(scan.carried + i)?.clone();
-        let dims = match dims {
-            Some(mut dims) => {
-                let along = dims.remove(normalize_axis(axis, dims.len())?);
-                length = super::support::unify(&length, &along, "scanned axes")?;
-                Some(dims)
-            }
-            None => None,
-        };
-        slices.push(Some(TensorType { dtype, dims }));
-    }
-    let carried = cx.inputs[..scan.carried].iter().map(|ty| ty.cloned()).collect();
-    let run = |carried: &[Option<TensorType>]| body_types(cx, scan.body, [carried, &slices].concat());
-    let (carried, scanned) = settled(carried, run)?;
-    let scanned = scanned.into_iter().zip(&scan.outputs);
-    let scanned = scanned.map(|(ty, &(axis, _))| ty.map(|ty| stacked(ty, axis, length.clone())).transpose());
-    Ok(known_types([carried, scanned.collect::<Result<Vec<_>, _>>()?].concat()))
-}
-
 /// Slice `i` along an axis that is counted from the front.
 fn slice(a: &Array, axis: usize, i: usize) -> Array {
     match &a.data {
@@ -281,10 +348,10 @@ fn slice(a: &Array, axis: usize, i: usize) -> Array {
 }
 
 fn eval_scan(cx: &EvalCx) -> Values {
-    let scan = Scan::of(cx.node)?;
+    let (scan, body) = (Looped::of(cx.node)?, body(cx.node, "body")?);
     let mut carried = (0..scan.carried).map(|i| cx.array(i).cloned()).collect::<Result<Vec<_>, _>>()?;
     let mut sources = vec![];
-    for (i, &(axis, backwards)) in scan.inputs.iter().enumerate() {
+    for (i, &Slices { axis, backwards }) in scan.read.iter().enumerate() {
         let a = cx.array(scan.carried + i)?;
         sources.push((a, normalize_axis(axis, a.shape().len())?, backwards));
     }
@@ -292,19 +359,19 @@ fn eval_scan(cx: &EvalCx) -> Values {
     if sources.iter().any(|(a, axis, _)| a.shape()[*axis] != length) {
         op_bail!("the scanned axes differ in length");
     }
-    let mut scanned: Vec<Vec<Array>> = vec![vec![]; scan.outputs.len()];
+    let mut scanned: Vec<Vec<Array>> = vec![vec![]; scan.written.len()];
     for i in 0..length {
         let slices = sources.iter().map(|&(a, axis, back)| slice(a, axis, if back { length - 1 - i } else { i }));
-        let mut results = scan.body.call(carried.into_iter().chain(slices).collect(), cx.outer)?.into_iter();
+        let mut results = body.call(carried.into_iter().chain(slices).collect(), cx.outer)?.into_iter();
         carried = results.by_ref().take(scan.carried).collect();
         scanned.iter_mut().zip(results).for_each(|(all, result)| all.push(result));
     }
     let mut outputs = carried;
-    for ((k, mut all), &(axis, backwards)) in scanned.into_iter().enumerate().zip(&scan.outputs) {
+    for ((k, mut all), &Slices { axis, backwards }) in scanned.into_iter().enumerate().zip(&scan.written) {
         if backwards {
             all.reverse();
         }
-        outputs.push(stack(&all, axis, scan.body.ty(scan.body.outputs[scan.carried + k]))?);
+        outputs.push(stack(&all, axis, body.ty(body.outputs[scan.carried + k]))?);
     }
     Ok(outputs)
 }

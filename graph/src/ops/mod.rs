@@ -37,6 +37,8 @@ mod unpool;
 mod util;
 mod window;
 
+pub(crate) use control::typed_body;
+pub use control::{Looped, Slices};
 pub use einsum::einsum_letters;
 pub(crate) use support::extents;
 pub use window::ConvAttrs;

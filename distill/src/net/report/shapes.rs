@@ -49,7 +49,8 @@ fn unresolved(facts: &Facts<'_>, to: &mut Vec<Remark>) {
     let remedy = "run `limbeck import` first: with --dim NAME=N and --fix INPUT=VALUE for what the conditions depend on, \
                   or with --both-branches";
     remark(to, blocker, finding, branches, "branches are not resolved", remedy);
-    let loops = facts.nodes(|n| n.subgraphs().next().is_some() && !n.is("", "If"));
+    let resolved = |n: &Node| ["If", "Loop", "Scan"].iter().any(|op| n.is("", op));
+    let loops = facts.nodes(|n| n.subgraphs().next().is_some() && !resolved(n));
     let remedy = "run `limbeck import` first; what it leaves, export unrolled";
     remark(to, blocker, finding, loops, "loops are not resolved", remedy);
     let sequences = facts.nodes(|n| n.domain_or_default().is_empty() && SEQUENCES.contains(&n.op.as_str()));
