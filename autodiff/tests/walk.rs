@@ -361,3 +361,53 @@ fn gradients_go_through_an_unrolled_scan() {
     assert_eq!(found("gh"), [0.125]);
     assert_eq!(found("gx"), [0.25, 0.5, 1.0]);
 }
+
+/// `x` quantised to int4 with zero points of 1 and dequantised; 0 for scales that are not in blocks.
+fn there_and_back<'c>(x: Var<'c>, scale: Var<'c>, block: i64) -> Var<'c> {
+    let attrs = [("axis", 1i64.into()), ("block_size", block.into())];
+    let zero = Tensor::from_f64(DType::I4, scale.shape(), &vec![1.0; scale.len()]).unwrap();
+    let zero = x.cx().constant(zero);
+    let q = x.cx().op("QuantizeLinear", &[x, scale, zero], &attrs);
+    x.cx().op("DequantizeLinear", &[q, scale, zero], &attrs)
+}
+
+/// The rows and columns of a matrix.
+fn part<'c>(v: Var<'c>, rows: [usize; 2], columns: [usize; 2]) -> Var<'c> {
+    v.slice(0, rows[0], rows[1]).slice(1, columns[0], columns[1])
+}
+
+/// Quantisation in blocks of 2 along an axis of 5 is that of each block by its own scale, for data and scales.
+#[test]
+fn quantisation_in_blocks_is_that_of_each_block() {
+    let cx = Cx::new("test", DType::F32);
+    let x = cx.input("x", DType::F32, &[2, 5]);
+    let scale = cx.input("scale", DType::F32, &[2, 3]);
+    let weight = cx.input("weight", DType::F32, &[2, 5]);
+    let whole = (there_and_back(x, scale, 2) * weight).sum(&[]);
+    let mut parts = vec![];
+    for row in 0..2 {
+        for (block, end) in [(0, 2), (1, 4), (2, 5)] {
+            let (row, columns) = ([row, row + 1], [2 * block, end]);
+            let own = part(scale, row, [block, block + 1]).reshape(&[]);
+            parts.push((there_and_back(part(x, row, columns), own, 0) * part(weight, row, columns)).sum(&[]));
+        }
+    }
+    let apart = parts.into_iter().reduce(|a, b| a + b).unwrap();
+    for (name, loss) in [("whole", whole), ("apart", apart)] {
+        for (of, gradient) in ["x", "scale"].into_iter().zip(cx.grad(loss, &[x, scale]).unwrap()) {
+            cx.output(&format!("{name} {of}"), gradient);
+        }
+    }
+    let feed = |shape: [usize; 2], values: Vec<f32>| Tensor::new(shape, values).unwrap();
+    let feeds = BTreeMap::from([
+        ("x".into(), feed([2, 5], vec![0.3, -1.2, 2.6, 40.0, 0.9, -7.7, 0.2, 1.4, -0.6, 3.3])),
+        ("scale".into(), feed([2, 3], vec![0.25, 1.5, 0.5, 0.75, 0.1, 2.0])),
+        ("weight".into(), feed([2, 5], vec![1.0, 2.0, -3.0, 4.0, 5.0, -6.0, 7.0, 8.0, 9.0, -10.0])),
+    ]);
+    let values = cx.finish().unwrap().evaluate(&feeds).unwrap();
+    for of in ["x", "scale"] {
+        let [whole, apart] = ["whole", "apart"].map(|name| values[&format!("{name} {of}")].to_f64_vec().unwrap());
+        assert_eq!(whole, apart, "{of}");
+        assert!(whole.iter().filter(|g| **g != 0.0).count() > whole.len() / 2, "{whole:?}");
+    }
+}

@@ -232,6 +232,39 @@ fn inference_adds_to_what_is_declared_and_names_contradictions() {
     }
 }
 
+/// Powers of two as scales, in blocks as microscaling formats have them: exact there and back. The result's type is then to
+/// be stated.
+#[test]
+fn scales_may_be_powers_of_two() {
+    let model = |output: Option<DType>| {
+        let mut g = Graph::new("g");
+        g.meta.opsets = vec![(String::new(), 24)];
+        let x = g.add_input("x", TensorType::new(DType::F32, &[2, 4]));
+        let scale = Tensor::from_f64(DType::F8E8M0, [2, 2], &[0.5, 4.0, 1.0, 0.25]).unwrap();
+        let scale = g.add_initializer("scale", scale);
+        let (q, y) = (g.add_value("q", None), g.add_value("y", None));
+        let node = Node::new("QuantizeLinear", &[x, scale], &[q]).with("block_size", 2i64);
+        g.add_node(node.with("output_dtype", i64::from(DType::F4E2M1.to_onnx())));
+        let mut node = Node::new("DequantizeLinear", &[q, scale], &[y]).with("block_size", 2i64);
+        if let Some(output) = output {
+            node = node.with("output_dtype", i64::from(output.to_onnx()));
+        }
+        g.add_node(node);
+        g.outputs.push(y);
+        g
+    };
+    let mut g = model(Some(DType::F32));
+    g.canonicalise().unwrap();
+    assert_eq!(g.opset(""), Some(24));
+    // On the grid of float4e2m1 0, 0.5, 1, 1.5, 2, 3, 4, 6 after division; ties to even, ends saturated.
+    let x = vec![1f32, -0.75, 25.0, 9.0, 5.0, 2.5, -0.1, 100.0];
+    let back = [1.0, -0.75, 24.0, 8.0, 4.0, 2.0, -0.125, 1.5];
+    let fed = [("x".to_owned(), Tensor::new([2, 4], x).unwrap())].into();
+    assert_eq!(g.evaluate(&fed).unwrap()["y"].to_f64_vec().unwrap(), back);
+    let error = model(None).infer_types().unwrap_err().to_string();
+    assert!(error.contains("output_dtype"), "{error}");
+}
+
 /// The types that an operator takes came with opsets of their own, which the canonical form has to declare.
 #[test]
 fn types_newer_than_the_canonical_opset_raise_it() {

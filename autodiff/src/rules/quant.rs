@@ -11,28 +11,77 @@ use limbeck_tensor::DType;
 
 pub(super) const RULES: &[(&str, RuleFn)] = &[("QuantizeLinear", quantize), ("DequantizeLinear", dequantize)];
 
+/// The blocks along an axis that share a scale.
+struct Blocks {
+    axis: usize,
+    /// How many there are, and positions in each; the last may be cut short.
+    count: usize,
+    size: usize,
+}
+
+impl Blocks {
+    /// Those of the node's scales over a tensor like `x`; `None` where a scale is for all of it or a position of an axis.
+    fn of<'c>(r: &Rule<'_, 'c>, x: Var<'c>) -> Result<Option<Blocks>, String> {
+        let size = usize::try_from(r.int("block_size", 0)).map_err(|_| "its block_size is negative")?;
+        if size == 0 || r.x(1).len() == 1 {
+            return Ok(None);
+        }
+        let axis = axis(r, x)?;
+        Ok(Some(Blocks { axis, count: x.shape()[axis].div_ceil(size), size }))
+    }
+
+    /// A shape with the axis as these extents.
+    fn shape(&self, like: &[usize], extents: &[usize]) -> Vec<usize> {
+        [&like[..self.axis], extents, &like[self.axis + 1..]].concat()
+    }
+
+    /// What is given for each block, for each position of `like`.
+    fn spread<'c>(&self, v: Var<'c>, like: Var<'c>) -> Var<'c> {
+        let (shape, whole) = (like.shape(), self.count * self.size);
+        let apart =
+            v.reshape(&self.shape(&shape, &[self.count, 1])).expand(&self.shape(&shape, &[self.count, self.size]));
+        let spread = apart.reshape(&self.shape(&shape, &[whole]));
+        if whole == shape[self.axis] { spread } else { spread.slice(self.axis as i64, 0, shape[self.axis]) }
+    }
+
+    /// The sum of what is given for each position, for each block.
+    fn sum<'c>(&self, v: Var<'c>) -> Var<'c> {
+        let shape = v.shape();
+        let missing = self.count * self.size - shape[self.axis];
+        let whole = match missing {
+            0 => v,
+            _ => v.concat(&[v.cx().full(0.0, v.dtype(), &self.shape(&shape, &[missing]))], self.axis as i64),
+        };
+        whole.reshape(&self.shape(&shape, &[self.count, self.size])).sum(&[self.axis as i64 + 1])
+    }
+}
+
+/// The axis along which scales differ.
+fn axis<'c>(r: &Rule<'_, 'c>, x: Var<'c>) -> Result<usize, String> {
+    normalize_axis(r.int("axis", 1), x.rank()).map_err(|e| e.0)
+}
+
 /// Scale or zero point as floats of `like`'s dtype, shaped to broadcast against it.
 fn wide<'c>(r: &Rule<'_, 'c>, v: Var<'c>, like: Var<'c>) -> Result<Var<'c>, String> {
-    let shape = v.shape();
-    let broadcast = match shape[..] {
-        [] | [1] => vec![],
-        [n] => {
-            let mut broadcast = vec![1; like.rank()];
-            broadcast[normalize_axis(r.int("axis", 1), like.rank()).map_err(|e| e.0)?] = n;
-            broadcast
-        }
-        _ => return Err("scales in blocks have no gradient; use one a tensor or one a channel".into()),
-    };
-    Ok(reshaped(v.cast(like.dtype()), &broadcast))
+    let floats = v.cast(like.dtype());
+    if v.len() == 1 {
+        return Ok(reshaped(floats, &[]));
+    }
+    if let Some(blocks) = Blocks::of(r, like)? {
+        return Ok(blocks.spread(floats, like));
+    }
+    let mut broadcast = vec![1; like.rank()];
+    broadcast[axis(r, like)?] = v.len();
+    Ok(reshaped(floats, &broadcast))
 }
 
 /// Gradient of a scale from the gradients of its uses.
 fn of_scale<'c>(r: &Rule<'_, 'c>, uses: Var<'c>) -> Result<Var<'c>, String> {
     let scale = r.x(1);
-    let axis = match scale.len() {
-        1 => None,
-        _ => Some(normalize_axis(r.int("axis", 1), uses.rank()).map_err(|e| e.0)?),
-    };
+    if let Some(blocks) = Blocks::of(r, uses)? {
+        return Ok(blocks.sum(uses).cast(scale.dtype()));
+    }
+    let axis = if scale.len() == 1 { None } else { Some(axis(r, uses)?) };
     let others: Vec<i64> = (0..uses.rank()).filter(|&i| Some(i) != axis).map(|i| i as i64).collect();
     let sum = if others.is_empty() { uses } else { uses.sum(&others) };
     Ok(reshaped(sum.cast(scale.dtype()), &scale.shape()))

@@ -158,7 +158,8 @@ fn quantized(node: &Node, zero: Option<DType>) -> Result<DType, OpError> {
     Ok(dtype)
 }
 
-/// The dtype that a quotient is rounded to: that of `precision`, or float32, in which ONNX Runtime divides.
+/// The dtype that a quotient is rounded to: that of `precision`, or float32, in which ONNX Runtime divides (and which
+/// holds what scales of float8e8m0 are, powers of two).
 fn precision(node: &Node) -> Result<DType, OpError> {
     let dtype = dtype_attr(node, "precision")?.unwrap_or(DType::F32);
     if !matches!(dtype, DType::F16 | DType::BF16 | DType::F32) {
@@ -171,9 +172,10 @@ fn infer_quantize(cx: &InferCx) -> Types {
     let (x, scale) = (cx.ty(0)?, cx.dtype(1)?);
     let dtype = quantized(cx.node, if cx.has(2) { Some(cx.dtype(2)?) } else { None })?;
     precision(cx.node)?;
-    let mixed = cx.node.attrs.contains_key("precision") && x.dtype.is_float() && x.dtype != DType::F64;
+    let powers = scale == DType::F8E8M0;
+    let mixed = (powers || cx.node.attrs.contains_key("precision")) && x.dtype.is_float() && x.dtype != DType::F64;
     let right = mixed || x.dtype == scale || x.dtype == DType::I32 && scale == DType::F32;
-    if !scale.is_float() || scale == DType::F64 || !right {
+    if !(powers || scale.is_float()) || scale == DType::F64 || !right {
         op_bail!("data of {} cannot be quantized by a scale of {scale}", x.dtype);
     }
     check_scale(cx, 0, 1)?;
@@ -202,6 +204,9 @@ fn eval_quantize(cx: &EvalCx) -> Values {
 /// What a DequantizeLinear gives.
 fn dequantized(node: &Node, scale: DType) -> Result<DType, OpError> {
     let dtype = dtype_attr(node, "output_dtype")?.unwrap_or(scale);
+    if dtype == DType::F8E8M0 {
+        op_bail!("a scale of {dtype} does not say which float the result is; set output_dtype");
+    }
     if !dtype.is_float() {
         op_bail!("output_dtype is {dtype}; a float type is needed");
     }
@@ -210,7 +215,7 @@ fn dequantized(node: &Node, scale: DType) -> Result<DType, OpError> {
 
 fn infer_dequantize(cx: &InferCx) -> Types {
     let (x, scale) = (cx.ty(0)?, cx.dtype(1)?);
-    if !(is_grid(x.dtype) || x.dtype == DType::I32) || !scale.is_float() {
+    if !(is_grid(x.dtype) || x.dtype == DType::I32) || !(scale.is_float() || scale == DType::F8E8M0) {
         op_bail!("a quantized type or int32 and a float scale are needed, not {} and {scale}", x.dtype);
     }
     if cx.has(2) && cx.dtype(2)? != x.dtype {
