@@ -89,8 +89,6 @@ const COUNTED: &[&str] = &[
     "test_loop11",
     "test_nonmaxsuppression_",
     "test_nonzero_",
-    "test_range_float_type_positive_delta_expanded",
-    "test_range_int32_type_negative_delta_expanded",
     "test_unique_",
 ];
 

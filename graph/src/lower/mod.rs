@@ -15,6 +15,7 @@ mod primitive;
 mod product;
 mod recompute;
 mod scan;
+mod slices;
 mod sums;
 #[cfg(test)]
 mod tests;
@@ -105,6 +106,7 @@ impl Graph {
             }
             graph.fuse_maps()?;
         }
+        graph.part_slices();
         graph.order_for_memory(&HashMap::new());
         if form == Form::Fused {
             graph.meta.opsets.push((LIMBECK.into(), 1));
