@@ -15,6 +15,7 @@
 #![deny(unsafe_code)]
 
 mod conv;
+mod dense;
 mod depthwise;
 mod error;
 mod geometry;
@@ -23,7 +24,9 @@ mod matmul;
 mod parallel;
 mod product;
 mod scratch;
+mod share;
 mod tile;
+mod transpose;
 mod vector;
 
 pub use conv::{conv_forward, conv_grad_input, conv_grad_weight};
