@@ -7,7 +7,7 @@ use crate::parallel::Parallelism;
 use crate::scratch::LINE;
 use crate::share::Share;
 use crate::transpose::transpose;
-use crate::{dense, depthwise};
+use crate::{dense, depthwise, winograd};
 
 /// `y = conv(x, w) + bias`, `bias` being `[out_channels]`.
 ///
@@ -26,6 +26,10 @@ pub fn conv_forward(
     check_len("y", y, geometry.output_len())?;
     if let Some(bias) = bias {
         check_len("bias", bias, geometry.out_channels)?;
+    }
+    if winograd::suits(geometry) {
+        winograd::forward(geometry, x, w, bias, y, parallelism);
+        return Ok(());
     }
     let shares = Share::cut(y, geometry.batch, geometry.out_channels, geometry.output_plane(), 1, parallelism);
     if geometry.is_depthwise() {
@@ -53,6 +57,10 @@ pub fn conv_grad_input(
     if (!geometry.is_depthwise() || geometry.group_out() == 1)
         && let Some(transposed) = geometry.transposed()
     {
+        if winograd::suits(geometry) {
+            winograd::grad_input(geometry, &transposed, w, gy, gx, parallelism);
+            return Ok(());
+        }
         let mut flipped = vec![0.0; w.len()];
         flip(geometry, w, &mut flipped);
         return conv_forward(&transposed, gy, &flipped, None, gx, parallelism);
@@ -82,6 +90,8 @@ pub fn conv_grad_weight(
     check_len("gw", gw, geometry.weight_len())?;
     if geometry.is_depthwise() {
         depthwise::grad_weight(geometry, x, gy, gw, parallelism);
+    } else if winograd::suits(geometry) {
+        winograd::grad_weight(geometry, x, gy, gw, parallelism);
     } else {
         dense::grad_weight(geometry, x, gy, gw, parallelism);
     }
@@ -94,18 +104,24 @@ impl ConvGeometry {
     /// what `gemm` packs. Most of it stays allocated until the thread ends.
     pub fn scratch_bytes(&self, parallelism: Parallelism) -> usize {
         let scratch = |g: &Self| {
-            if g.is_depthwise() { depthwise::scratch_len(g) } else { dense::scratch_len(g) }
+            if g.is_depthwise() {
+                depthwise::scratch_len(g)
+            } else if winograd::suits(g) {
+                winograd::scratch_len(g)
+            } else {
+                dense::scratch_len(g)
+            }
         };
         let tile = scratch(self).max(self.transposed().map_or(0, |t| scratch(&t)));
-        let weight = dense::weight_len(self);
+        let weight = if winograd::suits(self) { winograd::weight_len(self) } else { dense::weight_len(self) };
         // Slices of scratch begin with a line of the cache.
-        let own = tile.saturating_add(weight).saturating_add(4 * LINE);
+        let own = tile.saturating_add(weight).saturating_add(8 * LINE);
         size_of::<f32>().saturating_mul(parallelism.threads().saturating_mul(own))
     }
 }
 
 /// Writes weights `[in_channels, out_channels / group, taps]` with the taps in reverse order.
-fn flip(g: &ConvGeometry, w: &[f32], flipped: &mut [f32]) {
+pub(crate) fn flip(g: &ConvGeometry, w: &[f32], flipped: &mut [f32]) {
     let (ins, outs, taps) = (g.group_in(), g.group_out(), g.taps());
     for (flipped, w) in flipped.chunks_mut(ins * outs * taps).zip(w.chunks(ins * outs * taps)) {
         if taps == 1 {
@@ -135,6 +151,8 @@ mod tests {
             ([8, 40], [20, 20], [1, 1], 2, 2),
             ([40, 3], [20, 20], [3, 3], 1, 1),
             ([6, 12], [60, 60], [3, 3], 2, 6),
+            ([32, 48], [9, 7], [3, 3], 1, 1),
+            ([16, 16], [70, 150], [3, 3], 1, 1),
         ] {
             let pad = [kernel[0] / 2; 2];
             let params = ConvParams { group, stride: [stride; 2], pad_begin: pad, pad_end: pad, ..Default::default() };
