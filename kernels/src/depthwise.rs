@@ -2,10 +2,10 @@
 //!
 //! The tile's outputs are kept in wide form: rows as long as the patch's, so that a tap is one shift of one long run.
 
-use crate::conv::Share;
 use crate::geometry::ConvGeometry;
 use crate::parallel::{Parallelism, piece};
 use crate::scratch::with_scratch;
+use crate::share::Share;
 use crate::tile::{Patch, Tile, Window, copy_block};
 use crate::vector::vectorised;
 use pulp::{Arch, Simd, WithSimd};

@@ -5,8 +5,10 @@
 //! `[out_channels, in_channels / group, kernel_height, kernel_width]`. A 1-D convolution is one of height 1.
 //!
 //! A dense convolution is cut into tiles of output positions. Each tile is gathered into columns (im2col) that stay in
-//! the second-level cache and multiplied with the `gemm` crate, which picks the instruction set at run time.
-//! A depthwise convolution is a sum of shifted planes, one a tap. See [`ConvGeometry::scratch_bytes`] for the memory.
+//! the second-level cache and multiplied with the `gemm` crate, which picks the instruction set at run time. One of 3x3
+//! taps and stride 1 whose channels are multiples of 16 goes through transformed tiles instead, with fewer multiplications
+//! (Winograd). A depthwise convolution is a sum of shifted planes, one a tap. See [`ConvGeometry::scratch_bytes`] for the
+//! memory.
 //!
 //! Results are the same from run to run for one thread count on one CPU kind. Forward and input gradient split the
 //! output among threads; the weight gradient of a dense convolution is summed per thread over a fixed, contiguous range
@@ -15,6 +17,7 @@
 #![deny(unsafe_code)]
 
 mod conv;
+mod dense;
 mod depthwise;
 mod error;
 mod geometry;
@@ -23,8 +26,11 @@ mod matmul;
 mod parallel;
 mod product;
 mod scratch;
+mod share;
 mod tile;
+mod transpose;
 mod vector;
+mod winograd;
 
 pub use conv::{conv_forward, conv_grad_input, conv_grad_weight};
 pub use error::KernelError;

@@ -1,15 +1,13 @@
-//! The one door to the `gemm` crates: a safe, checked, single-threaded `f32` matrix product, and a transpose.
-
-use crate::vector::vectorised;
+//! The one door to the `gemm` crates: a safe, checked, single-threaded `f32` matrix product.
 
 /// A read-only strided view of `rows x cols` values.
 #[derive(Clone, Copy)]
 pub(crate) struct Mat<'a> {
-    data: &'a [f32],
-    rows: usize,
-    cols: usize,
-    row_stride: usize,
-    col_stride: usize,
+    pub(crate) data: &'a [f32],
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) row_stride: usize,
+    pub(crate) col_stride: usize,
 }
 
 impl<'a> Mat<'a> {
@@ -70,39 +68,6 @@ pub(crate) fn matmul(out: &mut [f32], out_stride: usize, a: Mat, b: Mat, accumul
     }
 }
 
-/// Writes the transpose of `a`, whose columns are adjacent, in rows of `out_stride` values.
-pub(crate) fn transpose(a: Mat, out: &mut [f32], out_stride: usize) {
-    vectorised(
-        #[inline(always)]
-        || transpose_blocks(a, out, out_stride),
-    );
-}
-
-/// Blocks of 8 x 8 keep both sides in whole vectors; what remains goes value by value.
-#[inline(always)]
-fn transpose_blocks(a: Mat, out: &mut [f32], out_stride: usize) {
-    const SIDE: usize = 8;
-    debug_assert_eq!(a.col_stride, 1);
-    let (rows, cols) = (a.rows / SIDE * SIDE, a.cols / SIDE * SIDE);
-    for row in (0..rows).step_by(SIDE) {
-        for col in (0..cols).step_by(SIDE) {
-            let mut block = [[0.0; SIDE]; SIDE];
-            for (i, line) in block.iter_mut().enumerate() {
-                line.copy_from_slice(&a.data[(row + i) * a.row_stride + col..][..SIDE]);
-            }
-            for i in 0..SIDE {
-                let line: [f32; SIDE] = std::array::from_fn(|j| block[j][i]);
-                out[(col + i) * out_stride + row..][..SIDE].copy_from_slice(&line);
-            }
-        }
-    }
-    for row in 0..a.rows {
-        for col in if row < rows { cols } else { 0 }..a.cols {
-            out[col * out_stride + row] = a.data[row * a.row_stride + col];
-        }
-    }
-}
-
 /// Whether all of a strided view lies within `len` values.
 fn inside(len: usize, rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> bool {
     if rows == 0 || cols == 0 {
@@ -128,19 +93,6 @@ mod tests {
         assert_eq!(out, [11., 12., 14., 10., 13., 14., 20., 10., 15., 16., 26., 10.]);
         matmul(&mut out, 4, a, b, false);
         assert_eq!(out, [1., 2., 4., 10., 3., 4., 10., 10., 5., 6., 16., 10.]);
-    }
-
-    #[test]
-    fn transpose_covers_blocks_and_remainders() {
-        for (rows, cols) in [(8, 16), (9, 17), (3, 5), (16, 7)] {
-            let values: Vec<f32> = (0..rows * (cols + 2)).map(|i| i as f32).collect();
-            let mut out = vec![-1.0; cols * (rows + 1)];
-            transpose(Mat::new(&values, rows, cols, cols + 2), &mut out, rows + 1);
-            for (at, value) in out.iter().enumerate() {
-                let (col, row) = (at / (rows + 1), at % (rows + 1));
-                assert_eq!(*value, if row < rows { values[row * (cols + 2) + col] } else { -1.0 });
-            }
-        }
     }
 
     #[test]

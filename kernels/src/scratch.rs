@@ -1,10 +1,10 @@
 //! Scratch memory, aligned to lines of the cache and kept per thread.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 
 /// Values of a line of the cache, which the widest vectors fill.
-const LINE: usize = 16;
+pub(crate) const LINE: usize = 16;
 
 /// A buffer that begins with a line.
 #[derive(Debug, Default)]
@@ -42,23 +42,21 @@ impl DerefMut for Lines {
     }
 }
 
-thread_local!(static SCRATCH: Cell<Lines> = Cell::default());
+thread_local!(static SCRATCH: RefCell<Vec<Lines>> = RefCell::default());
 
 /// Values that the calling thread keeps.
 #[cfg(test)]
 pub(crate) fn kept_values() -> usize {
-    let buffer = SCRATCH.take();
-    let len = buffer.values.len();
-    SCRATCH.set(buffer);
-    len
+    SCRATCH.with_borrow(|kept| kept.iter().map(|buffer| buffer.values.len()).sum())
 }
 
 /// Lends `work` the calling thread's scratch slices of the given lengths, each from the begin of a line on. Their contents
 /// are arbitrary.
 ///
-/// The memory is kept until the thread ends, so that repeated calls do not allocate.
+/// The memory is kept until the thread ends, one buffer for each depth of nested calls, so that repeated calls do not
+/// allocate.
 pub(crate) fn with_scratch<const N: usize, R>(lens: [usize; N], work: impl FnOnce([&mut [f32]; N]) -> R) -> R {
-    let mut buffer = SCRATCH.take();
+    let mut buffer = SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default();
     buffer.resize(lens.iter().map(|len| len.next_multiple_of(LINE)).sum());
     let mut rest = &mut buffer[..];
     let slices = lens.map(|len| {
@@ -67,7 +65,7 @@ pub(crate) fn with_scratch<const N: usize, R>(lens: [usize; N], work: impl FnOnc
         &mut slice[..len]
     });
     let result = work(slices);
-    SCRATCH.set(buffer);
+    SCRATCH.with_borrow_mut(|kept| kept.push(buffer));
     result
 }
 
@@ -83,5 +81,8 @@ mod tests {
             with_scratch([5], |[c]| c.fill(3.0));
             assert_eq!((a, b), (&mut [1.0; 3][..], &mut [2.0; 2][..]));
         });
+        let kept = kept_values();
+        with_scratch([20], |_| with_scratch([5], |_| ()));
+        assert_eq!(kept_values(), kept);
     }
 }

@@ -165,6 +165,24 @@ fn random_shapes() {
     }
 }
 
+/// Channels in sixteens, stride 1 and enough tiles are what transformed tiles are for; some cases have too few.
+#[test]
+fn transformed_tiles() {
+    let mut rng = ChaCha8Rng::seed_from_u64(3);
+    for _ in 0..60 {
+        let mut pick = |options: &[usize]| options[rng.random_range(0..options.len())];
+        let mut pair = |options: &[usize]| [pick(options), pick(options)];
+        let case = Case {
+            input: pair(&[3, 4, 5, 7, 8, 9, 12]),
+            kernel: [3, 3],
+            params: ConvParams { pad_begin: pair(&[0, 1, 1, 2]), pad_end: pair(&[0, 1, 1, 2]), ..Default::default() },
+            channels: pair(&[16, 16, 32, 48]),
+            batch: pick(&[1, 2, 3, 7]),
+        };
+        check(&case, &mut rng);
+    }
+}
+
 /// Shapes that the random ones do not reach: long rows (tiles within a row), maps of several tiles, many channels.
 #[test]
 fn chosen_shapes() {
@@ -181,6 +199,10 @@ fn chosen_shapes() {
         case(5, [16, 16], [8, 8], [3, 3], same),
         case(5, [16, 32], [8, 8], [3, 3], halved),
         case(3, [64, 32], [4, 4], [3, 3], same),
+        case(2, [16, 16], [130, 71], [3, 3], same),
+        case(1, [16, 16], [3, 1101], [3, 3], same),
+        case(30, [32, 16], [3, 3], [3, 3], same),
+        case(4, [128, 144], [7, 7], [3, 3], same),
         case(2, [16, 32], [16, 16], [1, 1], ConvParams { stride: [2; 2], ..Default::default() }),
         case(2, [24, 9], [9, 9], [1, 1], Default::default()),
         case(2, [10, 7], [40, 37], [1, 1], Default::default()),
