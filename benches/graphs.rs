@@ -63,7 +63,7 @@ fn load(criterion: &mut Criterion) {
 /// Time by nodes: what is given per element should stay the same.
 fn nodes(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("nodes");
-    for nodes in [200, 2_000, 20_000] {
+    for nodes in [200, 2_000, 20_000, 200_000] {
         let graph = scale::long(nodes).unwrap();
         let bytes = graph.to_bytes().unwrap();
         group.throughput(Throughput::Elements(graph.node_count() as u64));
