@@ -7,7 +7,7 @@ use super::wire::{self, ByNumber, Message};
 use super::{external, function, info, tensor};
 use crate::{Attr, Graph, GraphError, LIMBECK, Node, ValueId, ValueSet};
 use bytes::Bytes;
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::Path;
 
 /// Largest message that protobuf readers accept.
@@ -54,11 +54,8 @@ fn has_primitives(graph: &Graph) -> bool {
     graph.nodes().any(|(_, n)| is_primitive(n) || n.subgraphs().any(has_primitives))
 }
 
-fn domains<'a>(graph: &'a Graph, found: &mut HashSet<&'a str>) {
-    for (_, node) in graph.nodes() {
-        found.insert(node.domain_or_default());
-        node.subgraphs().for_each(|g| domains(g, found));
-    }
+fn uses_own_ops(graph: &Graph) -> bool {
+    graph.nodes().any(|(_, n)| n.domain == LIMBECK || n.subgraphs().any(uses_own_ops))
 }
 
 /// State of one writing.
@@ -302,9 +299,7 @@ pub(super) fn node(graph: &Graph, node: &Node) -> Result<Message, GraphError> {
 
 /// The import of Limbeck's own domain, if a graph uses it and does not declare it.
 pub(super) fn undeclared(graph: &Graph) -> Option<(String, i64)> {
-    let mut used = HashSet::new();
-    domains(graph, &mut used);
-    (used.contains(LIMBECK) && graph.opset(LIMBECK).is_none()).then(|| (LIMBECK.to_owned(), 1))
+    (graph.opset(LIMBECK).is_none() && uses_own_ops(graph)).then(|| (LIMBECK.to_owned(), 1))
 }
 
 /// An entry of the imported opsets.
