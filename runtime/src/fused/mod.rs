@@ -154,6 +154,7 @@ impl FusedOp {
     ///
     /// # Errors
     /// Shapes that do not fit together or with the attributes.
+    #[cfg(feature = "tract")]
     pub(crate) fn output_shapes<D: Extent>(&self, operands: &[&[D]]) -> Result<Vec<Vec<D>>, FusedError> {
         match &self.kind {
             Kind::Conv(conv) => Ok(vec![conv.output_shape(operands)?]),
@@ -169,7 +170,7 @@ impl FusedOp {
     /// The operator for operands of these shapes.
     ///
     /// # Errors
-    /// As [`FusedOp::output_shapes`].
+    /// Shapes that do not fit together or with the attributes.
     pub(crate) fn plan(&self, operands: &[&[usize]]) -> Result<Arc<Plan>, FusedError> {
         self.last.plan(&self.kind, operands)
     }
