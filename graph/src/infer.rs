@@ -1,7 +1,7 @@
 //! Type and shape inference: one node (the builder's check) and whole graphs.
 
 use crate::ops::{self, InferCx};
-use crate::types::MAX_RANK;
+use crate::types::{Dim, MAX_RANK};
 use crate::{Graph, GraphError, Node, NodeId, OpError, TensorType, op_bail};
 use limbeck_tensor::Tensor;
 
@@ -13,7 +13,7 @@ pub(crate) const SMALL: usize = 4096;
 /// up to the first that is not known. `label` names the node in errors.
 pub fn infer_node(graph: &Graph, node: &Node, label: &str) -> Result<Vec<TensorType>, GraphError> {
     let spec = ops::spec_of(node, label)?;
-    seen(graph, node, label, |cx| (spec.infer)(cx).and_then(check_ranks))
+    seen(graph, node, label, |cx| (spec.infer)(cx).and_then(check_shapes))
 }
 
 /// The body of the Loop or Scan `node`, whose operands are values of `graph`, with the types that its values have in every
@@ -58,11 +58,19 @@ fn seen<T>(
     })
 }
 
-fn check_ranks(types: Vec<TensorType>) -> Result<Vec<TensorType>, OpError> {
+fn check_shapes(types: Vec<TensorType>) -> Result<Vec<TensorType>, OpError> {
     match types.iter().filter_map(TensorType::rank).find(|&rank| rank > MAX_RANK) {
         Some(rank) => op_bail!("a result has {rank} dims; shapes have at most {MAX_RANK}"),
-        None => Ok(types),
+        None => match types.iter().flat_map(|ty| ty.dims.iter().flatten()).find_map(beyond) {
+            Some(extent) => op_bail!("a result has an extent of {extent}; shapes are int64"),
+            None => Ok(types),
+        },
     }
+}
+
+/// An extent that no shape can hold.
+fn beyond(dim: &Dim) -> Option<usize> {
+    dim.known().filter(|&extent| i64::try_from(extent).is_err())
 }
 
 /// Unites the types that the results of a node must have with those that are declared. Nodes of unknown operators

@@ -3,8 +3,9 @@
 #![allow(dead_code)] // each user has its part
 
 use bytes::Bytes;
-use limbeck_graph::{Attr, Form, Graph, ImportOptions, TensorType};
+use limbeck_graph::{Attr, Form, Graph, ImportOptions, TensorType, ValueId};
 use limbeck_tensor::{DType, Tensor};
+use std::collections::HashMap;
 use std::fmt::Write;
 
 /// Bytes give an error or a sound graph, which comes back equal from its file, untouched and written wholly anew.
@@ -95,30 +96,32 @@ pub(crate) fn touch(graph: &mut Graph) {
 /// The graph as text by names, without encoded forms and ids.
 pub(crate) fn described(graph: &Graph) -> String {
     let mut text = String::new();
-    describe(graph, &mut text).unwrap();
+    describe(graph, &HashMap::new(), &mut text).unwrap();
     text
 }
 
-fn describe(graph: &Graph, text: &mut String) -> std::fmt::Result {
-    let names =
-        |ids: &[Option<_>]| ids.iter().map(|i| i.map_or("-", |i| graph.name_of(i))).collect::<Vec<_>>().join(",");
+/// Captured values have the names of what they stand for, as in a file.
+fn describe(graph: &Graph, captured: &HashMap<ValueId, String>, text: &mut String) -> std::fmt::Result {
+    let name_of = |id: ValueId| captured.get(&id).map_or_else(|| graph.name_of(id), String::as_str);
+    let names = |ids: &[Option<ValueId>]| ids.iter().map(|i| i.map_or("-", name_of)).collect::<Vec<_>>().join(",");
+    let within = |sub: &Graph| sub.captures.iter().map(|c| (c.inner, name_of(c.outer).to_owned())).collect();
     writeln!(text, "{} {:?} {:?}", graph.name, graph.meta.opsets, graph.meta.metadata)?;
     for &id in graph.inputs.iter().chain(&graph.outputs) {
-        writeln!(text, "{} {:?}", graph.name_of(id), graph.ty(id))?;
+        writeln!(text, "{} {:?}", name_of(id), graph.ty(id))?;
     }
     for (id, tensor) in graph.initializers() {
-        writeln!(text, "{} {tensor:?}", graph.name_of(id))?;
+        writeln!(text, "{} {tensor:?}", name_of(id))?;
     }
     for (_, node) in graph.nodes() {
         let (inputs, outputs) = (names(&node.inputs), names(&node.outputs));
         writeln!(text, "{} {} {}: {inputs} -> {outputs}", node.name, node.full_op(), node.overload)?;
         for &id in node.outputs.iter().flatten() {
-            writeln!(text, "  {} {:?}", graph.name_of(id), graph.ty(id))?;
+            writeln!(text, "  {} {:?}", name_of(id), graph.ty(id))?;
         }
         for (name, attr) in &node.attrs {
             match attr {
-                Attr::Graph(sub) => describe(sub, text)?,
-                Attr::Graphs(subs) => subs.iter().try_for_each(|sub| describe(sub, text))?,
+                Attr::Graph(sub) => describe(sub, &within(sub), text)?,
+                Attr::Graphs(subs) => subs.iter().try_for_each(|sub| describe(sub, &within(sub), text))?,
                 other => writeln!(text, "  {name} {other:?}")?,
             }
         }
