@@ -85,7 +85,7 @@ impl Graph {
         report.removed = self.remove_dead();
         let (graph, reworded) = self.clone().rewritten(&mut plain)?;
         *self = graph;
-        report.reworded = reworded + usize::from(self.part_slices() > 0);
+        report.reworded = reworded + self.part_slices();
         self.forget_stale_shapes();
         self.verify()?;
         Ok(report)

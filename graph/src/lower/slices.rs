@@ -5,7 +5,7 @@ use crate::ops::Looped;
 use crate::{Graph, Node, ValueSet};
 
 impl Graph {
-    /// Parts what the bodies of all Scans give in slices from what they read. Returns how many copies that takes.
+    /// Parts what the bodies of all Scans give in slices from what they read. Returns how many Scans that changes.
     pub(crate) fn part_slices(&mut self) -> usize {
         let mut parted = 0;
         for id in self.node_ids() {
@@ -15,33 +15,32 @@ impl Graph {
             }
             let first = Looped::of(node).ok().filter(|form| !form.counts).map(|form| form.carried);
             let mut node = node.clone();
-            let mut own = 0;
+            let before = parted;
             for body in node.subgraphs_mut() {
-                own += body.part_slices() + first.map_or(0, |first| body.copy_read_results(first));
+                parted += body.part_slices();
+                parted += usize::from(first.is_some_and(|first| body.copy_read_results(first)));
             }
-            if own > 0 {
+            if parted > before {
                 *self.node_mut(id) = Node { changed: true, ..node };
-                parted += own;
             }
         }
         parted
     }
 
-    /// Makes outputs from `first` on that nodes or other outputs are too copies.
-    fn copy_read_results(&mut self, first: usize) -> usize {
+    /// Gives copies as outputs, from `first` on, of what nodes read or another output is. Tells whether there are any.
+    fn copy_read_results(&mut self, first: usize) -> bool {
         let mut read: ValueSet = self.nodes().flat_map(|(_, node)| node.operands()).collect();
         read.extend(self.outputs.iter().take(first).copied());
-        let mut copies = 0;
+        let nodes = self.node_count();
         for i in first..self.outputs.len() {
             let own = self.outputs[i];
             if !read.insert(own) {
                 let copy = self.add_value(format!("{}.slice", self.name_of(own)), self.ty(own).cloned());
                 self.add_node(Node::new("Identity", &[own], &[copy]));
                 self.outputs[i] = copy;
-                copies += 1;
             }
         }
-        copies
+        self.node_count() > nodes
     }
 }
 
