@@ -43,6 +43,17 @@ impl Graph {
         self.nodes[id.0 as usize] = Some(node);
     }
 
+    /// Gives a node other outputs, as many, whose former providers are about to be removed.
+    pub(crate) fn set_outputs(&mut self, id: NodeId, outputs: Vec<Option<ValueId>>) {
+        for former in std::mem::take(&mut self.node_mut(id).outputs).iter().flatten() {
+            self.values[former.0 as usize].producer = None;
+        }
+        for output in outputs.iter().flatten() {
+            self.values[output.0 as usize].producer = Some(id);
+        }
+        self.node_mut(id).outputs = outputs;
+    }
+
     /// Appends a node that keeps its encoded form.
     pub(crate) fn push_in_order(&mut self, node: Node) -> NodeId {
         let id = self.push_node(node);

@@ -1,5 +1,6 @@
 //! The memory of a graph's values over time: how much they take at one time, and the order of nodes that takes the least.
 
+use crate::ops::map::{Times, is_element_wise};
 use crate::{Graph, GraphError, Node, NodeId, ValueId};
 use limbeck_plan::{Task, Work};
 use std::collections::HashMap;
@@ -93,31 +94,46 @@ impl Graph {
         (work, nodes, values)
     }
 
-    fn bytes_of(&self, id: ValueId) -> u64 {
+    pub(crate) fn bytes_of(&self, id: ValueId) -> u64 {
         let bytes = self.ty(id).and_then(|ty| ty.dtype.byte_len(ty.concrete()?.iter().product()));
         bytes.unwrap_or(0) as u64
     }
 
     /// Operands in whose place results may lie.
     fn in_place(&self, node: &Node) -> Vec<(ValueId, ValueId)> {
+        if node.is(crate::LIMBECK, "Map") {
+            let Ok(times) = Times::of(node) else { return vec![] };
+            let of_time = |time| {
+                let operands: Vec<ValueId> = times.operands(time).filter_map(|i| node.input(i)).collect();
+                let outputs: Vec<ValueId> = times.results(time).filter_map(|i| node.output(i)).collect();
+                self.value_by_value(&operands, &outputs)
+            };
+            return (0..times.count).flat_map(of_time).collect();
+        }
         let outputs: Vec<ValueId> = node.outputs.iter().flatten().copied().collect();
         let operands: Vec<ValueId> = node.operands().collect();
-        let whole = |a: &ValueId, b: &ValueId| self.ty(*a).is_some() && self.ty(*a) == self.ty(*b);
         let standard = node.domain_or_default().is_empty();
         match (operands.first(), outputs.first()) {
             (Some(&operand), Some(&output)) if standard && VIEWS.contains(&node.op.as_str()) => vec![(operand, output)],
-            _ if node.is(crate::LIMBECK, "Map") || (standard && crate::ops::map::is_element_wise(&node.op)) => {
-                // A result that is smaller than the widest operand is a reduction.
-                let widest = operands.iter().chain(&outputs).map(|&v| self.bytes_of(v)).max().unwrap_or(0);
-                let fits = |a: &ValueId, b: &ValueId| whole(a, b) && self.bytes_of(*b) == widest;
-                operands
-                    .iter()
-                    .flat_map(|&a| outputs.iter().map(move |&b| (a, b)))
-                    .filter(|(a, b)| fits(a, b))
-                    .collect()
+            _ if standard && is_element_wise(&node.op) => {
+                let mut pairs = self.value_by_value(&operands, &outputs);
+                pairs.retain(|&(a, b)| self.ty(a) == self.ty(b));
+                pairs
             }
             _ => vec![],
         }
+    }
+
+    /// Pairs of an operand and a result of its type that have as many values. A result that is smaller than the widest
+    /// operand is a reduction.
+    fn value_by_value(&self, operands: &[ValueId], outputs: &[ValueId]) -> Vec<(ValueId, ValueId)> {
+        let widest = operands.iter().chain(outputs).map(|&v| self.bytes_of(v)).max().unwrap_or(0);
+        let dtype = |v: ValueId| self.ty(v).map(|ty| ty.dtype);
+        let fits = |a: ValueId, b: ValueId| {
+            self.bytes_of(a) == widest && self.bytes_of(b) == widest && dtype(a).is_some() && dtype(a) == dtype(b)
+        };
+        let pairs = operands.iter().flat_map(|&a| outputs.iter().map(move |&b| (a, b)));
+        pairs.filter(|&(a, b)| fits(a, b)).collect()
     }
 }
 

@@ -44,6 +44,21 @@ impl Parallelism<'_> {
     }
 
     /// Runs `work` on each task, on as many threads.
+    ///
+    /// # Errors
+    /// The first of the tasks' errors, by their order.
+    pub fn each<T: Send, E: Send>(
+        self,
+        tasks: Vec<T>,
+        work: impl Fn(T) -> Result<(), E> + Sync + Send,
+    ) -> Result<(), E> {
+        let mut results: Vec<Result<(), E>> = tasks.iter().map(|_| Ok(())).collect();
+        let tasks = tasks.into_iter().zip(&mut results).collect();
+        self.for_each(tasks, |(task, result): (T, &mut Result<(), E>)| *result = work(task));
+        results.into_iter().collect()
+    }
+
+    /// Runs `work` on each task, on as many threads.
     pub(crate) fn for_each<T: Send>(self, tasks: Vec<T>, work: impl Fn(T) + Sync + Send) {
         match self {
             Self::Rayon(_) if tasks.len() > 1 => on_rayon(tasks, &work),

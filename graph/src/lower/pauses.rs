@@ -1,10 +1,15 @@
 //! How long values lie between their uses, as the forward pass's do for the backward pass.
 
-use crate::Graph;
+use crate::{Graph, Node};
 
 /// Operators that take long, of a net and of its gradient.
 const HEAVY: &[&str] =
     &["Conv", "FusedConv", "ConvGradInput", "ConvGradWeight", "ConvTranspose", "MatMul", "FusedMatMul", "Gemm"];
+
+/// Whether a node is one of them, or holds others.
+pub(super) fn is_heavy(node: &Node) -> bool {
+    HEAVY.contains(&node.op.as_str()) || node.subgraphs().next().is_some()
+}
 
 /// So many of them make a long pause.
 const LONG: usize = 3;
@@ -19,7 +24,7 @@ impl Pauses {
     pub(super) fn new(graph: &Graph) -> Pauses {
         let mut before = vec![0];
         for (at, (_, node)) in graph.nodes().enumerate() {
-            before.push(before[at] + usize::from(HEAVY.contains(&node.op.as_str())));
+            before.push(before[at] + usize::from(is_heavy(node)));
         }
         Pauses { before }
     }

@@ -1,7 +1,8 @@
 //! An operator prepared for operands of certain shapes, which most often are those of the next call too.
 
+use super::map::Maps;
 use super::{Elements, FusedError, Kind};
-use limbeck_kernels::{ConvGeometry, MapInput, MapKernel, Parallelism, Product};
+use limbeck_kernels::{ConvGeometry, MapInput, Parallelism, Product};
 use limbeck_kernels::{conv_forward, conv_grad_input, conv_grad_weight};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -21,7 +22,7 @@ pub(crate) struct Plan {
 #[derive(Debug)]
 pub(super) enum Kernel {
     Conv(Pass, ConvGeometry),
-    Map(MapKernel),
+    Map(Maps),
     Product(Product),
 }
 
@@ -88,7 +89,7 @@ impl Plan {
         }
         let floats = |i: usize| operands[i].floats();
         match &self.kernel {
-            Kernel::Map(map) => map.run(&operands.iter().map(|&o| o.into()).collect::<Vec<_>>(), results, parallelism),
+            Kernel::Map(map) => return map.run(operands, results, parallelism),
             Kernel::Product(product) => product.run(floats(0)?, floats(1)?, results[0], parallelism),
             Kernel::Conv(Pass::Forward, geometry) => {
                 let bias = operands.get(2).map(|bias| bias.floats()).transpose()?;

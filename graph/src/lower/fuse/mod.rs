@@ -6,10 +6,15 @@
 //! has the whole row at hand: a softmax or a layer normalisation is one map; batch statistics are the result of one map
 //! and an operand of the next. A node joins none that ran long before it: the backward pass would else be partly computed in
 //! the forward pass, and kept.
+//!
+//! Reshapes next to maps become part of them, and at the end of a step, where many small weights are updated alike, one map
+//! does so for all of them.
 
 pub(super) mod element;
 mod emit;
 mod group;
+mod repeat;
+mod reshape;
 
 use crate::{Graph, GraphError, NodeId};
 use std::collections::HashMap;
@@ -20,6 +25,9 @@ impl Graph {
         let mut places: HashMap<NodeId, usize> = self.node_ids().into_iter().zip(0..).collect();
         let groups = group::groups(self);
         emit::emit(self, groups, &mut places);
+        self.sort()?;
+        reshape::absorb(self)?;
+        repeat::join_equal(self, &mut places)?;
         self.order_for_memory(&places);
         self.remove_dead();
         self.verify()
