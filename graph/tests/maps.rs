@@ -1,7 +1,7 @@
 //! The fused form: what becomes a map, and that it means the same as the nodes that it stands for.
 
 use limbeck_graph::ops::broadcast_shapes;
-use limbeck_graph::{Cx, Form, Graph, Var};
+use limbeck_graph::{Attr, Cx, Form, Graph, Node, TensorType, Var};
 use limbeck_tensor::{DType, Tensor, TensorMap};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -78,8 +78,10 @@ fn batch_statistics_are_taken_first() {
         let variance = centred.square().mean_keep(&[0, 2, 3]);
         cx.output("y", (centred / (variance + 1e-5).sqrt()).relu());
     });
-    // The mean; the variance; its root; the result.
-    assert_eq!(counts(&check(&graph))[0], 3, "mean, centred with its variance, result; the root alone is small");
+    let fused = check(&graph);
+    assert_eq!(counts(&fused)[0], 3, "mean and variance, its root, result");
+    let ops: Vec<&str> = fused.nodes().filter_map(|(_, node)| node.str("ops")).collect();
+    assert!(ops.contains(&"ReduceMean ReduceVariance"), "in one pass: {ops:?}");
 }
 
 #[test]
@@ -117,6 +119,128 @@ fn equal_nodes_are_computed_once() {
         assert_eq!(lowered.nodes().filter(|(_, n)| n.op.ends_with("MatMul")).count(), 1);
     }
     check(&graph);
+}
+
+fn maps<'g>(graph: &'g Graph, ops: &str) -> Vec<&'g Node> {
+    graph.nodes().map(|(_, node)| node).filter(|node| node.str("ops") == Some(ops)).collect()
+}
+
+#[test]
+fn equal_updates_are_one_map() {
+    let shapes: [&[usize]; 4] = [&[3, 2, 3, 3], &[5], &[2, 4, 1, 1], &[6, 7]];
+    let graph = built(|cx| {
+        let rate = cx.input("rate", DType::F32, &[]);
+        let mut sums = vec![];
+        let mut updates = vec![];
+        for (i, shape) in shapes.iter().enumerate() {
+            let [w, v, g] = ["w", "v", "g"].map(|name| cx.input(&format!("{name}{i}"), DType::F32, shape));
+            let velocity = v * 0.9 + g;
+            let next = w - rate * velocity;
+            sums.push(next.sum(&[]));
+            updates.push((i, w, next));
+        }
+        let total = sums.into_iter().reduce(|a, b| a + b).unwrap();
+        let finite = total.equals(total);
+        for (i, w, next) in updates {
+            cx.output(&format!("next{i}"), finite.select(next, w));
+        }
+    });
+    let fused = check(&graph);
+    let guards = maps(&fused, "Where");
+    assert_eq!(guards.len(), 1);
+    assert_eq!((guards[0].int("times"), guards[0].int("shared")), (Some(4), Some(1)), "the condition is shared");
+    // The sums are over four axes, over one and over two.
+    let updates: Vec<_> = maps(&fused, "Mul Add Mul Sub ReduceSum").iter().map(|n| n.int("times")).collect();
+    assert_eq!(updates.len(), 3, "{updates:?}");
+    assert!(updates.contains(&Some(2)), "{updates:?}");
+    assert!(fused.nodes().all(|(_, node)| node.op != "Reshape"), "the sums leave their maps as scalars");
+}
+
+#[test]
+fn a_map_that_needs_another_stays_apart() {
+    let graph = built(|cx| {
+        let [x, y, z] = ["x", "y", "z"].map(|name| cx.input(name, DType::F32, &[5, 5]));
+        let first = (x * y).tanh();
+        let second = (first.t() * y).tanh();
+        cx.output("first", first);
+        cx.output("last", (second.t() * y).tanh());
+        cx.output("other", (z * y).tanh());
+    });
+    let times: Vec<_> = maps(&check(&graph), "Mul Tanh").iter().map(|node| node.int("times")).collect();
+    assert_eq!(times.len(), 3, "{times:?}");
+    assert_eq!(times.iter().flatten().count(), 1, "the first and the other are one: {times:?}");
+}
+
+/// A sum of activations waits for nothing, and what it sums could not be freed before.
+#[test]
+fn sums_of_large_operands_are_not_delayed() {
+    let graph = built(|cx| {
+        let x = cx.input("x", DType::F32, &[64, 64]);
+        let mut h = x;
+        for i in 0..4 {
+            h = h.matmul(x).tanh() * 0.1;
+            cx.output(&format!("sum{i}"), h.sum(&[0]));
+        }
+    });
+    let fused = check(&graph);
+    assert!(fused.nodes().all(|(_, node)| node.int("times").is_none()));
+    let plan = fused.memory_plan(&[]).unwrap();
+    // x, an operand and a result of a product, and the sums.
+    assert!(plan.peak_bytes - plan.given_bytes <= 4 * (2 * 64 * 64 + 4 * 64), "{plan:?}");
+}
+
+#[test]
+fn reshapes_become_part_of_maps() {
+    let graph = built(|cx| {
+        let x = cx.input("x", DType::F32, &[4, 3, 5, 5]);
+        let [scale, bias] = ["scale", "bias"].map(|name| cx.input(name, DType::F32, &[3]));
+        let y = (x * scale.reshape(&[1, 3, 1, 1]) + bias.reshape(&[1, 3, 1, 1])).tanh();
+        let mean = y.mean_keep(&[0, 2, 3]);
+        cx.output("running", mean.reshape(&[3]) * 0.1 + bias * 0.9);
+        cx.output("rows", ((y - mean) * 2.0).reshape(&[12, 25]));
+        cx.output("flat", (y.exp().reshape(&[60, 5]) * 2.0 + 1.0).reshape(&[300]));
+    });
+    let fused = check(&graph);
+    assert_eq!(counts(&fused)[1], 0, "{:?}", fused.nodes().map(|(_, n)| &n.op).collect::<Vec<_>>());
+}
+
+/// Attributes that do not fit are errors that say so, whatever they hold.
+#[test]
+fn attributes_that_do_not_fit_are_errors() {
+    let map = |attrs: &[(&str, Attr)], operands: usize, results: usize| {
+        let mut graph = Graph::new("g");
+        let ty = TensorType::new(DType::F32, &[2, 3]);
+        let inputs: Vec<_> = (0..operands).map(|i| graph.add_input(format!("x{i}"), ty.clone())).collect();
+        let outputs: Vec<_> = (0..results).map(|i| graph.add_value(format!("y{i}"), None)).collect();
+        let mut node = Node::new("Map", &inputs, &outputs).in_domain("ai.limbeck");
+        for (name, value) in
+            [("ops", Attr::Str("Add".into())), ("args", Attr::Ints(vec![0, 1, -1])), ("results", Attr::Ints(vec![2]))]
+        {
+            node.attrs.insert(name.into(), value);
+        }
+        node.attrs.extend(attrs.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
+        graph.add_node(node);
+        graph.outputs = outputs;
+        graph.infer_types().and_then(|()| graph.verify())
+    };
+    map(&[("times", Attr::Int(2)), ("shared", Attr::Int(1))], 3, 2).unwrap();
+    map(&[("operand_shapes", Attr::Ints(vec![1, 6, 1, 6])), ("result_shapes", Attr::Ints(vec![2, 3, 2]))], 2, 1)
+        .unwrap();
+    let wrong: [(&str, Attr, usize, usize); 9] = [
+        ("times", Attr::Int(3), 4, 2),
+        ("times", Attr::Int(0), 2, 1),
+        ("times", Attr::Int(i64::MIN), 2, 1),
+        ("times", Attr::Int(i64::MAX), 2, 1),
+        ("shared", Attr::Int(3), 2, 1),
+        ("shared", Attr::Int(-1), 2, 1),
+        ("operand_shapes", Attr::Ints(vec![2, 3]), 2, 1),
+        ("operand_shapes", Attr::Ints(vec![1, 7, -1]), 2, 1),
+        ("result_shapes", Attr::Ints(vec![i64::MAX, 1]), 2, 1),
+    ];
+    for (name, value, operands, results) in wrong {
+        let error = map(&[(name, value.clone())], operands, results).unwrap_err().to_string();
+        assert!(error.contains("Map"), "{name} {value:?}: {error}");
+    }
 }
 
 /// Graphs of random operators on a few values of different shapes.

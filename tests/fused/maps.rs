@@ -44,6 +44,23 @@ const FORMULAS: &[(&str, Build)] = &[
         let finite = x.sum(&[]).equals(x.sum(&[]));
         (finite.select(x.greater(y).select(x * 2.0, y.exp()), y), vec![x, y])
     }),
+    // Equal updates of weights of several shapes, which one map makes, small ones and some for several threads.
+    ("guarded updates", |cx| {
+        let shapes: [&[usize]; 5] = [&[3, 5, 3, 3], &[7], &[300, 700], &[1, 9, 1, 1], &[]];
+        let rate = input(cx, "rate", &[]);
+        let weights: Vec<Var> = shapes.iter().enumerate().map(|(i, s)| input(cx, &format!("w{i}"), s)).collect();
+        let updates: Vec<Var> = weights
+            .iter()
+            .enumerate()
+            .map(|(i, &w)| w - rate * (input(cx, &format!("velocity{i}"), &w.shape()) * 0.9 + w.tanh()))
+            .collect();
+        let total = updates.iter().map(|u| u.sum(&[])).reduce(|a, b| a + b).unwrap_or(rate);
+        let finite = total.equals(total);
+        for (i, (&old, &new)) in weights.iter().zip(&updates).enumerate() {
+            cx.output(&format!("next{i}"), finite.select(new, old));
+        }
+        (total.reshape(&[1, 1]) * rate, vec![rate])
+    }),
 ];
 
 fn graph(build: Build) -> Graph {

@@ -7,12 +7,13 @@
 //! | `ops` | the operators of ai.onnx, in order, between spaces |
 //! | `args` | three operands an operator: an input's number, or the number of inputs plus that of an earlier operator; -1 for none |
 //! | `results` | the values that are outputs, numbered alike |
-//! | `axes` | what `ReduceSum`, `ReduceMean` and `ReduceMax` reduce over, keeping extents of 1 |
+//! | `axes` | what `ReduceSum`, `ReduceMean`, `ReduceMax` and `ReduceVariance` reduce over, keeping extents of 1 |
 //! | `times` | how often the chain runs, each time with operands and results of its own; 1 if left out |
 //! | `shared` | how many operands, the first ones, all times have in common; 0 if left out |
 //! | `operand_shapes`, `result_shapes` | for each operand (result) -1, or a rank and so many extents: the shape in which the chain reads it (in which it is given), another one of as many values |
 //!
-//! Numbers of `args` and `results` are those within one time. A `Cast` gives float32.
+//! Numbers of `args` and `results` are those within one time. A `Cast` gives float32. `ReduceVariance`, which ai.onnx lacks, is
+//! the mean of the squared distances from the mean.
 
 use super::{EvalCx, InferCx, OpSpec, own};
 use crate::types::TensorType;
@@ -63,7 +64,10 @@ pub(crate) fn is_element_wise(op: &str) -> bool {
 }
 
 /// Operators of maps that reduce.
-pub(crate) const REDUCTIONS: &[&str] = &["ReduceMax", "ReduceMean", "ReduceSum"];
+pub(crate) const REDUCTIONS: &[&str] = &["ReduceMax", "ReduceMean", "ReduceSum", VARIANCE];
+
+/// The one reduction that is no operator of ai.onnx: the mean of the squared distances from the mean.
+const VARIANCE: &str = "ReduceVariance";
 
 /// How a map's operands and results belong to the times that its chain runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,7 +153,8 @@ pub(crate) fn body(node: &Node, inputs: &[&TensorType]) -> Result<Graph, OpError
         op_bail!("an operand is left out");
     }
     let mut chain = Chain { node, graph };
-    let seen: Vec<ValueId> = operands.iter().zip(&seen).map(|(&v, s)| chain.reshaped(v, s)).collect::<Result<_, _>>()?;
+    let seen: Vec<ValueId> =
+        operands.iter().zip(&seen).map(|(&v, s)| chain.reshaped(v, s)).collect::<Result<_, _>>()?;
     for time in 0..times.count {
         let own: Vec<ValueId> = times.operands(time).map(|i| seen[i]).collect();
         let made = chain.run(&own)?;
@@ -194,6 +199,16 @@ impl Chain<'_> {
         Ok(result)
     }
 
+    /// A variance over the axes.
+    fn variance(&mut self, x: ValueId, axes: ValueId) -> ValueId {
+        let [mean, centred, square, variance] = ["mean", "centred", "square", "v"].map(|name| self.value(name));
+        self.graph.add_node(Node::new("ReduceMean", &[x, axes], &[mean]));
+        self.graph.add_node(Node::new("Sub", &[x, mean], &[centred]));
+        self.graph.add_node(Node::new("Mul", &[centred, centred], &[square]));
+        self.graph.add_node(Node::new("ReduceMean", &[square, axes], &[variance]));
+        variance
+    }
+
     /// Adds the operators once, for these operands; returns what they give.
     fn run(&mut self, operands: &[ValueId]) -> Result<Vec<ValueId>, OpError> {
         let node = self.node;
@@ -219,6 +234,10 @@ impl Chain<'_> {
             let Some(mut used) = used else { op_bail!("operator {i}, {op}, has the operands {args:?}") };
             if reduces {
                 used.push(axes);
+            }
+            if *op == VARIANCE {
+                values.push(self.variance(used[0], axes));
+                continue;
             }
             let value = self.value("v");
             let cast = (*op == "Cast").then_some(("to", Attr::Int(i64::from(DType::F32.to_onnx()))));

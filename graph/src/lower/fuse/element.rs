@@ -1,7 +1,8 @@
 //! Which nodes a map can hold.
 
+use super::variance::VARIANCE;
 use crate::ops::map::{ELEMENT_WISE, REDUCTIONS};
-use crate::{Graph, Node, TensorType, ValueId};
+use crate::{Graph, LIMBECK, Node, TensorType, ValueId};
 use limbeck_tensor::DType;
 
 /// The longest row whose reduction is used within a map, in values.
@@ -25,7 +26,7 @@ pub(in crate::lower) struct Element {
 /// The node as part of a map, if it can be one.
 pub(in crate::lower) fn element(graph: &Graph, node: &Node) -> Option<Element> {
     let [Some(result)] = node.outputs[..] else { return None };
-    if !node.domain_or_default().is_empty() {
+    if !node.domain_or_default().is_empty() && !node.is(LIMBECK, VARIANCE) {
         return None;
     }
     let reduces = REDUCTIONS.contains(&node.op.as_str());

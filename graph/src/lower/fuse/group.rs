@@ -8,8 +8,9 @@ use std::collections::{HashMap, HashSet};
 /// Most nodes of a group: the blocks that a kernel has in use shall stay in its cache.
 const MOST_NODES: usize = 64;
 
-/// A group of one node becomes a map of its own from so many values on, where the kernel's threads pay, and any `Where`:
-/// with a condition for all values, as the guards of updates have, engines broadcast it first.
+/// A group of one node becomes a map of its own from so many values on, where the kernel's threads pay, any `Where` (with a
+/// condition for all values, as the guards of updates have, engines broadcast it first), and any reduction, since equal ones
+/// may become one map.
 const LONE: usize = 4096;
 
 /// Nodes that become a map, in order.
@@ -47,6 +48,8 @@ struct Work {
     pauses: Pauses,
     /// Positions of the nodes that a node's operands come from.
     sources: Vec<Vec<usize>>,
+    /// Positions of the nodes that read a value, in order.
+    readers: HashMap<ValueId, Vec<usize>>,
     /// Which group a node is in; every node is in one.
     group_of: Vec<usize>,
     groups: Vec<Members>,
@@ -66,6 +69,10 @@ impl Work {
             from
         });
         let sources = sources.collect();
+        let mut readers: HashMap<ValueId, Vec<usize>> = HashMap::new();
+        for (at, &id) in nodes.iter().enumerate() {
+            graph.node(id).operands().for_each(|v| readers.entry(v).or_default().push(at));
+        }
         let elements: Vec<Option<Element>> = nodes.iter().map(|&id| element(graph, graph.node(id))).collect();
         let alone = |(at, element): (usize, &Option<Element>)| match element {
             Some(e) => Members { nodes: vec![at], shape: e.shape.clone(), axes: e.axes.clone() },
@@ -74,16 +81,21 @@ impl Work {
         let groups = elements.iter().enumerate().map(alone).collect();
         let group_of = (0..nodes.len()).collect();
         let chooses = nodes.iter().map(|&id| graph.node(id).is("", "Where")).collect();
-        Work { nodes, elements, chooses, pauses: Pauses::new(graph), sources, group_of, groups, producer }
+        Work { nodes, elements, chooses, pauses: Pauses::new(graph), sources, readers, group_of, groups, producer }
     }
 
-    /// Lets a node join the groups of its operands, the latest first.
+    /// Lets a node join the groups of its operands, the latest first. A reduction also joins other reductions of
+    /// the same value: memory is read once for all of them.
     fn join(&mut self, node: usize) {
-        if self.elements[node].is_none() {
-            return;
+        let Some(element) = &self.elements[node] else { return };
+        let mut near = self.sources[node].clone();
+        if element.axes.is_some() {
+            let siblings = self.readers.get(&element.operands[0]).into_iter().flatten();
+            let reduces = |at: &usize| self.elements[*at].as_ref().is_some_and(|e| e.axes.is_some());
+            near.extend(siblings.filter(|&&at| at < node && reduces(&at)));
+            near.sort_unstable();
         }
-        for at in (0..self.sources[node].len()).rev() {
-            let source = self.sources[node][at];
+        for source in near.into_iter().rev() {
             let (own, other) = (self.group_of[node], self.group_of[source]);
             if self.elements[source].is_none() || own == other || self.pauses.is_long(source, node) {
                 continue;
@@ -179,7 +191,7 @@ impl Work {
         for members in std::mem::take(&mut self.groups) {
             let values: usize = members.shape.iter().product();
             let chooses = members.nodes.iter().any(|&n| self.chooses[n]);
-            let worth = members.nodes.len() > 1 || values >= LONE || chooses;
+            let worth = members.nodes.len() > 1 || values >= LONE || chooses || members.axes.is_some();
             let nodes: Vec<(NodeId, Element)> =
                 (members.nodes.iter()).filter_map(|&n| Some((self.nodes[n], self.elements[n].take()?))).collect();
             if worth && !nodes.is_empty() {

@@ -29,24 +29,32 @@ pub(super) fn join_equal(graph: &mut Graph, places: &mut HashMap<NodeId, usize>)
 /// The maps of the end, those with the same chain together.
 fn by_chain(graph: &Graph) -> Vec<HashSet<NodeId>> {
     let mut awaited = ValueSet::default();
-    let mut chains: BTreeMap<String, HashSet<NodeId>> = BTreeMap::new();
-    for id in graph.node_ids().into_iter().rev() {
-        let node = graph.node(id);
+    let mut last = vec![];
+    for (id, node) in graph.node_ids().into_iter().rev().map(|id| (id, graph.node(id))) {
         if is_heavy(node) || node.outputs.iter().flatten().any(|&v| awaited.contains(v)) {
             awaited.extend(node.reads());
-        } else if node.is(LIMBECK, "Map") && frees_little(graph, node) {
-            let part = |name: &str| node.attrs.get(name);
-            let chain = ["ops", "args", "results", "axes"].map(part);
-            chains.entry(format!("{} {chain:?}", node.inputs.len())).or_default().insert(id);
+        } else if node.is(LIMBECK, "Map") {
+            last.push(id);
         }
+    }
+    // What updates read stays until the end anyway.
+    let updates = last.iter().filter(|&&id| frees_little(graph, id, &ValueSet::default()));
+    let stays: ValueSet = updates.flat_map(|&id| graph.node(id).operands()).collect();
+    last.retain(|&id| frees_little(graph, id, &stays));
+    let mut chains: BTreeMap<String, HashSet<NodeId>> = BTreeMap::new();
+    for id in last {
+        let node = graph.node(id);
+        let chain = ["ops", "args", "results", "axes"].map(|name| node.attrs.get(name));
+        chains.entry(format!("{} {chain:?}", node.inputs.len())).or_default().insert(id);
     }
     chains.into_values().filter(|equal| equal.len() > 1).collect()
 }
 
 /// Whether no operand that may be freed after the node is larger than all that the node makes.
-fn frees_little(graph: &Graph, node: &Node) -> bool {
+fn frees_little(graph: &Graph, id: NodeId, stays: &ValueSet) -> bool {
+    let node = graph.node(id);
     let made: u64 = node.outputs.iter().flatten().map(|&v| graph.bytes_of(v)).sum();
-    node.operands().all(|v| graph.producer(v).is_none() || graph.bytes_of(v) <= made)
+    node.operands().all(|v| graph.producer(v).is_none() || stays.contains(v) || graph.bytes_of(v) <= made)
 }
 
 /// Groups of these nodes, of two or more, in which none needs what another makes.

@@ -64,8 +64,7 @@ fn set_shape(
     let node = graph.node(map);
     let count = if name == "operand_shapes" { node.inputs.len() } else { node.outputs.len() };
     let named = shapes(node, name, count);
-    let mut named =
-        named.map_err(|e| GraphError::Node { node: graph.label(map), op: node.full_op(), reason: e.0 })?;
+    let mut named = named.map_err(|e| GraphError::Node { node: graph.label(map), op: node.full_op(), reason: e.0 })?;
     let kept = named[i].take().unwrap_or(shape);
     named[i] = (kept != own).then_some(kept);
     let node = graph.node_mut(map);
