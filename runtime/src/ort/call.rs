@@ -6,6 +6,7 @@ use ort_sys::{ONNXTensorElementDataType as Element, OrtKernelContext, OrtKernelI
 use std::{
     ffi::{CStr, CString, c_char, c_void},
     marker::PhantomData,
+    ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     ptr::{null, null_mut},
     slice,
@@ -174,12 +175,9 @@ pub(super) struct Memory<'c> {
 }
 
 impl<'c> Memory<'c> {
-    /// Whether an operand lies in it.
-    pub(super) fn holds(&self, input: &Input) -> bool {
-        let own = self.data as usize..self.data as usize + self.len * size_of::<f32>();
-        let start = input.data as usize;
-        let end = start.saturating_add(length(&input.shape).unwrap_or(0).saturating_mul(input.size()));
-        start < own.end && own.start < end
+    /// Its addresses.
+    pub(super) fn span(&self) -> Range<usize> {
+        self.data as usize..self.data as usize + self.len * size_of::<f32>()
     }
 
     /// Its elements.
@@ -244,6 +242,12 @@ impl Input {
     /// Bytes of an element, of the types that are taken.
     fn size(&self) -> usize {
         if self.element == Element::ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL { 1 } else { size_of::<f32>() }
+    }
+
+    /// Its addresses.
+    pub(super) fn span(&self) -> Range<usize> {
+        let start = self.data as usize;
+        start..start.saturating_add(length(&self.shape).unwrap_or(0).saturating_mul(self.size()))
     }
 
     pub(super) fn elements(&self) -> Result<Elements<'_>, FusedError> {

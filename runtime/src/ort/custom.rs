@@ -314,10 +314,18 @@ impl Kernel {
         let results = plan.output_shapes().iter().enumerate().map(|(i, shape)| call.result(i, shape));
         let results = results.collect::<Result<Vec<_>, _>>()?;
         // An operand in the memory of a result is read there if the kernel can, else copied first.
+        let mut spans: Vec<_> = results.iter().map(|memory| memory.span()).zip(0..).collect();
+        spans.retain(|(span, _)| !span.is_empty());
+        spans.sort_unstable_by_key(|(span, _)| span.start);
         let mut places = vec![None; inputs.len()];
         let mut copies: Vec<Option<Vec<f32>>> = vec![None; inputs.len()];
         for (i, input) in inputs.iter().enumerate() {
-            let Some(j) = results.iter().position(|memory| memory.holds(input)) else { continue };
+            // Results lie apart from each other: only the last that begins before the operand ends may be there.
+            let own = input.span();
+            let last = spans.partition_point(|(span, _)| span.start < own.end).checked_sub(1);
+            let Some(j) = last.map(|last| &spans[last]).filter(|(span, _)| span.end > own.start).map(|(_, j)| *j) else {
+                continue;
+            };
             if plan.in_place(i).contains(&j) {
                 places[i] = Some(j);
             } else {
