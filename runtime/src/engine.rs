@@ -54,7 +54,8 @@ pub struct CompileOptions {
     pub threads: usize,
     /// Where to run.
     pub device: Device,
-    /// Let idle threads spin for a moment: less latency between runs for much idle power. Only ort has it.
+    /// Let idle threads spin for a moment after a run too, not only within it: less latency at the next for much idle power.
+    /// Only ort has it.
     pub spin: bool,
     /// Folder for compiled engines, so that only the first load takes minutes. Refused but for TensorRT.
     pub cache: Option<PathBuf>,

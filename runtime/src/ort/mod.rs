@@ -124,7 +124,9 @@ impl Ort {
             .with_optimization_level(GraphOptimizationLevel::All)?
             .with_intra_threads(options.thread_count())?
             .with_inter_threads(1)?
-            .with_intra_op_spinning(options.spin)?
+            // Within a run, waking a thread takes longer than most nodes.
+            .with_intra_op_spinning(true)?
+            .with_config_entry("session.force_spinning_stop", if options.spin { "0" } else { "1" })?
             .with_inter_op_spinning(false)?
             .with_deterministic_compute(true)?
             // With it the library keeps the memory of its first run beside the block that all later ones use.
