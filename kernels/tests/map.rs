@@ -51,9 +51,11 @@ fn evaluate(op: &str, args: &[&Array], axes: &[i64]) -> Array {
         for (i, &v) in a.values.iter().enumerate() {
             groups[numbers.at(&shape, i) as usize].push(v);
         }
+        let mean = |g: &Vec<f64>| g.iter().sum::<f64>() / g.len() as f64;
         let reduce = |g: &Vec<f64>| match op {
             "ReduceSum" => g.iter().sum(),
-            "ReduceMean" => g.iter().sum::<f64>() / g.len() as f64,
+            "ReduceMean" => mean(g),
+            "ReduceVariance" => g.iter().map(|v| (v - mean(g)).powi(2)).sum::<f64>() / g.len() as f64,
             _ => g.iter().copied().fold(f64::NEG_INFINITY, f64::max),
         };
         return Array { shape: kept, values: groups.iter().map(reduce).collect() };
@@ -203,7 +205,7 @@ fn random_chains_agree_with_float64() {
         match round % 3 {
             // Sums over any axes.
             0 => {
-                for op in ["ReduceSum", "ReduceMean"] {
+                for op in ["ReduceSum", "ReduceMean", "ReduceVariance"] {
                     ops.push(op);
                     args.push([last, -1, -1]);
                     results.push(n + ops.len() as i64 - 1);
@@ -212,7 +214,7 @@ fn random_chains_agree_with_float64() {
             // Rows that are normalised, as a softmax and a layer normalisation are.
             1 if rank > 0 => {
                 axes = vec![rank as i64 - 1];
-                for op in ["ReduceMax", "ReduceMean", "ReduceSum"] {
+                for op in ["ReduceVariance", "ReduceMax", "ReduceMean", "ReduceSum"] {
                     ops.push(op);
                     args.push([last, -1, -1]);
                 }
@@ -226,7 +228,7 @@ fn random_chains_agree_with_float64() {
                     [at - 2, at - 1, -1],
                 ]);
                 args.push([at + 4, -1, -1]);
-                results.extend([at + 3, at + 5, at - 3]);
+                results.extend([at + 3, at + 5, at - 3, at - 4]);
             }
             _ => axes.clear(),
         }
@@ -274,6 +276,61 @@ fn channel_statistics_of_images() {
         let ops = ["Sub", "Mul", "ReduceSum", "ReduceMean"];
         let args = [[0, 1, -1], [2, 2, -1], [2, -1, -1], [3, -1, -1]];
         check(&ops, &args, &[2, 4, 5], &[0, 2, 3], &[x, mean], &[false; 2]);
+    }
+}
+
+/// Mean and variance of values around `centre`, over all layouts: as exact as with a pass for each, whatever the centre.
+#[test]
+fn variances_of_values_far_from_zero() {
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    let shapes: [(&[usize], &[i64]); 12] = [
+        (&[5, 16, 9, 11], &[0, 2, 3]),
+        (&[3, 7, 40, 41], &[0, 2, 3]),
+        (&[9, 130, 3, 3], &[0, 2, 3]),
+        (&[4, 33, 6, 6], &[0, 2, 3]),
+        (&[70, 32, 1, 1], &[0, 2, 3]),
+        (&[300, 17], &[0]),
+        (&[37, 700], &[0]),
+        (&[5, 6, 40, 7], &[0, 2]),
+        (&[3, 5000], &[0, 1]),
+        (&[50, 21], &[1]),
+        (&[4, 3, 3001], &[2]),
+        (&[2, 3, 5], &[]),
+    ];
+    for (shape, axes) in shapes {
+        for centre in [0.0, -1000.0] {
+            // Later values lie elsewhere than the first.
+            let len: usize = shape.iter().product();
+            let value = |i: usize| centre + f64::from(rng.random_range(-1.0f32..1.0)) + f64::from(2 * i > len);
+            let values: Vec<f32> = (0..len).map(value).map(|v| v as f32).collect();
+            let x = Array { shape: shape.to_vec(), values: values.iter().map(|&v| f64::from(v)).collect() };
+            let want = ["ReduceMean", "ReduceVariance"].map(|op| evaluate(op, &[&x], axes).values);
+            for (ops, args, results) in [
+                ("ReduceMean ReduceVariance", &[0, -1, -1, 0, -1, -1][..], &[1, 2][..]),
+                ("ReduceVariance ReduceMean", &[0, -1, -1, 0, -1, -1], &[2, 1]),
+                ("ReduceMean Identity ReduceVariance", &[0, -1, -1, 0, -1, -1, 2, -1, -1], &[1, 3]),
+            ] {
+                let ops: Vec<&str> = ops.split(' ').collect();
+                let program = MapProgram::new(1, &ops, args, results, axes).unwrap();
+                let kernel = MapKernel::new(&program, &[shape]).unwrap();
+                for threads in [1, 2, 3] {
+                    let run = || {
+                        let mut made = [vec![0.0; want[0].len()], vec![0.0; want[0].len()]];
+                        let mut slices: Vec<&mut [f32]> = made.iter_mut().map(|o| &mut o[..]).collect();
+                        kernel.run(&[MapInput::F32(&values)], &mut slices, Parallelism::new(threads)).unwrap();
+                        made
+                    };
+                    let made = run();
+                    assert_eq!(made, run());
+                    for (made, (want, scale)) in made.iter().zip(want.iter().zip([centre.abs().max(1.0), 1.0])) {
+                        for (got, want) in made.iter().zip(want) {
+                            let error = (f64::from(*got) - want).abs() / scale;
+                            assert!(error <= 5e-7, "{shape:?} {axes:?} {ops:?}: {got} instead of {want}");
+                        }
+                    }
+                }
+            }
+        }
     }
 }
 

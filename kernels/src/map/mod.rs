@@ -5,9 +5,10 @@
 //! stays in the first-level cache; only results are written. A softmax, a normalisation or a loss is one map, and so is an
 //! optimiser's update.
 //!
-//! `ReduceSum`, `ReduceMean` and `ReduceMax` keep their axes with extent 1 and reduce over the map's `axes`. When those
-//! are the innermost ones (the rows), later operators of the same map may use what was reduced. Otherwise a sum or mean
-//! can only be a result: each thread sums blocks in float64, and the threads' sums are added in their order.
+//! `ReduceSum`, `ReduceMean`, `ReduceVariance` (of the population) and `ReduceMax` keep their axes with extent 1 and reduce
+//! over the map's `axes`. When those are the innermost ones (the rows), later operators of the same map may use what was
+//! reduced. Otherwise a sum, mean or variance can only be a result: each thread sums blocks in float64, and the threads'
+//! sums are added in their order. Mean and variance of one value are taken together.
 
 mod layout;
 mod math;
@@ -16,6 +17,8 @@ mod pass;
 mod plan;
 mod reduce;
 mod run;
+mod sums;
+mod worker;
 
 use crate::error::KernelError;
 use op::Op;
@@ -42,7 +45,7 @@ const MOST_STEPS: usize = 1024;
 
 impl MapProgram {
     /// Reads a program. Values are numbered: first the `inputs`, then the result of each operator of `ops` (names of
-    /// ai.onnx). `args` holds three numbers an operator, -1 where it has no operand; `results` are the values that leave
+    /// ai.onnx, and `ReduceVariance`). `args` holds three numbers an operator, -1 where it has no operand; `results` are the values that leave
     /// the map; `axes` are those that reductions are over, of the inputs' broadcast shape.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 use super::math;
 use super::reduce::max;
 
-/// An operator of ai.onnx that works value by value, or reduces.
+/// An operator of ai.onnx that works value by value, or reduces; `ReduceVariance` is none of theirs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Op {
     Identity,
@@ -35,6 +35,7 @@ pub(super) enum Op {
     Where,
     ReduceSum,
     ReduceMean,
+    ReduceVariance,
     ReduceMax,
 }
 
@@ -70,6 +71,7 @@ const TABLE: &[(&str, Op, usize)] = &[
     ("Where", Op::Where, 3),
     ("ReduceSum", Op::ReduceSum, 1),
     ("ReduceMean", Op::ReduceMean, 1),
+    ("ReduceVariance", Op::ReduceVariance, 1),
     ("ReduceMax", Op::ReduceMax, 1),
 ];
 
@@ -80,7 +82,7 @@ impl Op {
     }
 
     pub(super) fn reduces(self) -> bool {
-        matches!(self, Op::ReduceSum | Op::ReduceMean | Op::ReduceMax)
+        matches!(self, Op::ReduceSum | Op::ReduceMean | Op::ReduceVariance | Op::ReduceMax)
     }
 
     /// Whether operands may change places.
@@ -144,7 +146,7 @@ pub(super) fn apply(op: Op, out: &mut [f32], [a, b, c]: [Source; 3]) {
             One(condition) => unary(out, if condition != 0.0 { b } else { c }, |x| x),
             Values(condition) => select(out, condition, b, c),
         },
-        Op::ReduceSum | Op::ReduceMean | Op::ReduceMax => {}
+        Op::ReduceSum | Op::ReduceMean | Op::ReduceVariance | Op::ReduceMax => {}
     }
 }
 

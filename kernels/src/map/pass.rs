@@ -1,7 +1,7 @@
 //! What one sweep over a tile computes: an operator, or two of which the second is the only one that needs the first's
 //! result. That result then never leaves the registers.
 
-use super::plan::{Extent, Target};
+use super::plan::{Extent, Results, Statistic, Target};
 use super::{MapProgram, Op};
 
 /// One sweep over a tile.
@@ -21,15 +21,15 @@ pub(super) enum Kind {
     One(Op),
     /// `second(first(a, b), c)`; `a` has a value a position.
     Two(Op, Op),
-    /// The sum, or with the flag the mean, over axes that are not the rows: of `a`, or of `a * b`.
-    Sum { mean: bool },
+    /// A reduction over axes that are not the rows: of `a`, or the sum or mean of `a * b`.
+    Sums(Statistic),
 }
 
-/// The passes of a program whose values have these extents. `results` are the values that leave it, with where they go.
-pub(super) fn passes(program: &MapProgram, extents: &[Extent], results: &[(usize, Target, usize)]) -> Vec<Pass> {
+/// The passes of a program whose values have these extents.
+pub(super) fn passes(program: &MapProgram, extents: &[Extent], results: &Results) -> Vec<Pass> {
     let inputs = program.inputs;
-    let leaves = |value: usize| results.iter().any(|(v, ..)| *v == value);
-    let is_sum = |value: usize| results.iter().any(|(v, target, _)| *v == value && matches!(target, Target::Sums(_)));
+    let target = |value: usize| results.iter().find(|(v, ..)| *v == value).map(|(_, target, _)| target);
+    let leaves = |value: usize| target(value).is_some();
     // A copy is what it is a copy of, and And is the product of truth values.
     let mut same: Vec<usize> = (0..inputs).collect();
     let mut passes: Vec<Pass> = vec![];
@@ -41,10 +41,11 @@ pub(super) fn passes(program: &MapProgram, extents: &[Extent], results: &[(usize
             continue;
         }
         same.push(value);
-        let kind = match step.op {
-            Op::And => Kind::One(Op::Mul),
-            op if is_sum(value) => Kind::Sum { mean: op == Op::ReduceMean },
-            op => Kind::One(op),
+        let kind = match (step.op, target(value)) {
+            (_, Some(&Target::Sums { statistic, from })) if results[from].0 == value => Kind::Sums(statistic),
+            (_, Some(Target::Sums { .. })) => continue,
+            (Op::And, _) => Kind::One(Op::Mul),
+            (op, _) => Kind::One(op),
         };
         passes.push(Pass { value, kind, args });
     }
@@ -73,8 +74,10 @@ pub(super) fn passes(program: &MapProgram, extents: &[Extent], results: &[(usize
 fn join(first: &Pass, second: &Pass, slot: usize, extents: &[Extent]) -> Option<Pass> {
     let mut args = first.args.clone();
     let kind = match (first.kind, second.kind) {
-        (Kind::One(Op::Mul), Kind::Sum { mean }) if args.iter().all(|&a| extents[a] == Extent::All) => {
-            Kind::Sum { mean }
+        (Kind::One(Op::Mul), Kind::Sums(statistic))
+            if statistic != Statistic::Variance && args.iter().all(|&a| extents[a] == Extent::All) =>
+        {
+            Kind::Sums(statistic)
         }
         (Kind::One(a), Kind::One(b)) if a.comes_first() && b.comes_second() && extents[second.value] == Extent::All => {
             if extents[args[0]] != Extent::All {

@@ -23,9 +23,21 @@ pub(super) enum Target {
     All,
     /// A value a row.
     Rows,
-    /// A reduction over axes that are not the rows: the result's strides.
-    Sums(Strides),
+    /// A reduction over axes that are not the rows, from the sums of the result number `from`: its own, or those of the
+    /// variance of the same value.
+    Sums { statistic: Statistic, from: usize },
 }
+
+/// What is made of sums over axes that are not the rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Statistic {
+    Sum,
+    Mean,
+    Variance,
+}
+
+/// For each result its value, where it goes, and how many values it has.
+pub(super) type Results = Vec<(usize, Target, usize)>;
 
 /// A [`MapProgram`] for inputs of given shapes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,8 +56,9 @@ pub struct MapKernel {
     pub(super) homes: Vec<Option<usize>>,
     /// By value: the outputs that it is copied or added to.
     pub(super) copies: Vec<Vec<usize>>,
-    /// For each result its value, where it goes, and how many values it has.
-    pub(super) results: Vec<(usize, Target, usize)>,
+    pub(super) results: Results,
+    /// Strides of what is reduced over axes that are not the rows.
+    pub(super) sums: Strides,
     /// How many values a reduction takes together.
     pub(super) reduced: usize,
     /// Whether reductions are of whole rows of a tile.
@@ -99,8 +112,8 @@ impl MapKernel {
         let extents = extents(program, &layout, &inputs, by_row);
         let mut results = vec![];
         for &value in &program.results {
-            let target = match () {
-                _ if program.reduces(value) && reduced > 1 && !by_row => Target::Sums(sums.clone()),
+            let target = match program.statistic(value) {
+                Some(statistic) if reduced > 1 && !by_row => Target::Sums { statistic, from: program.source(value) },
                 _ if own[value] == shape => Target::All,
                 _ if by_row && own[value] == kept && extents[value] < Extent::All => Target::Rows,
                 _ => return Err(refuse(format!("a result has the shape {:?} within {shape:?}", own[value]))),
@@ -116,8 +129,11 @@ impl MapKernel {
                 .filter(|_| extents[value] == Extent::All)
         };
         let homes: Vec<Option<usize>> = (0..extents.len()).map(home).collect();
-        let of =
-            |value: usize| (0..results.len()).filter(|&j| results[j].0 == value && homes[value] != Some(j)).collect();
+        let to = |value: usize, j: usize| match results[j] {
+            (v, Target::Sums { from, .. }, _) => v == value && from == j,
+            (v, ..) => v == value && homes[value] != Some(j),
+        };
+        let of = |value: usize| (0..results.len()).filter(|&j| to(value, j)).collect();
         let copies = (0..extents.len()).map(of).collect();
         let shapes = program.results.iter().map(|&v| own[v].clone()).collect();
         let steps = program.steps.len();
@@ -132,6 +148,7 @@ impl MapKernel {
             homes,
             copies,
             results,
+            sums,
             reduced,
             by_row,
             shapes,
@@ -169,6 +186,26 @@ impl MapProgram {
     /// Whether a value is the result of a reduction.
     fn reduces(&self, value: usize) -> bool {
         value.checked_sub(self.inputs).is_some_and(|i| self.steps[i].op.reduces())
+    }
+
+    /// What a reduction makes of sums.
+    fn statistic(&self, value: usize) -> Option<Statistic> {
+        match self.steps[value - self.inputs].op {
+            Op::ReduceSum => Some(Statistic::Sum),
+            Op::ReduceMean => Some(Statistic::Mean),
+            Op::ReduceVariance => Some(Statistic::Variance),
+            _ => None,
+        }
+    }
+
+    /// The number of the result whose sums a result of this value comes from.
+    fn source(&self, value: usize) -> usize {
+        let step = |value: usize| &self.steps[value - self.inputs];
+        let own = step(value);
+        let variance =
+            |&v: &usize| own.op == Op::ReduceMean && step(v).op == Op::ReduceVariance && step(v).args == own.args;
+        let results = || self.results.iter();
+        results().position(variance).or_else(|| results().position(|v| *v == value)).unwrap_or_default()
     }
 
     fn takes_largest(&self) -> bool {

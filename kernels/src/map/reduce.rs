@@ -27,6 +27,27 @@ pub(super) fn max(x: f32, y: f32) -> f32 {
     if x > y || x.is_nan() { x } else { y }
 }
 
+/// The sums of the deviations from a shift and of their squares.
+#[inline(always)]
+pub(super) fn deviations(values: &[f32], shift: f32) -> (f32, f32) {
+    if values.len() >= SHORT {
+        return Arch::new().dispatch(Deviations { values, shift });
+    }
+    let (mut sum, mut squares) = (0.0, 0.0);
+    for value in values {
+        let off = value - shift;
+        sum += off;
+        squares += off * off;
+    }
+    (sum, squares)
+}
+
+/// The variance of values that are all this one: 0, or NaN if it is no finite number.
+#[inline(always)]
+pub(super) fn no_variance(value: f32) -> f32 {
+    0.0 * value.abs()
+}
+
 #[derive(Clone, Copy)]
 enum Kind {
     Sum,
@@ -114,6 +135,46 @@ impl Reduction<'_> {
     }
 }
 
+struct Deviations<'v> {
+    values: &'v [f32],
+    shift: f32,
+}
+
+impl WithSimd for Deviations<'_> {
+    type Output = (f32, f32);
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> (f32, f32) {
+        let shift = simd.splat_f32s(self.shift);
+        let ([mut p, mut q, mut r, mut s], [mut pp, mut qq, mut rr, mut ss]) =
+            ([simd.splat_f32s(0.0); 4], [simd.splat_f32s(0.0); 4]);
+        let (values, rest) = S::as_simd_f32s(self.values);
+        let (fours, ones) = values.as_chunks::<4>();
+        let add = |sum: &mut S::f32s, squares: &mut S::f32s, value| {
+            let off = simd.sub_f32s(value, shift);
+            *sum = simd.add_f32s(*sum, off);
+            *squares = simd.mul_add_f32s(off, off, *squares);
+        };
+        for v in fours {
+            add(&mut p, &mut pp, v[0]);
+            add(&mut q, &mut qq, v[1]);
+            add(&mut r, &mut rr, v[2]);
+            add(&mut s, &mut ss, v[3]);
+        }
+        for &v in ones {
+            add(&mut p, &mut pp, v);
+        }
+        let join = |p, q, r, s| simd.reduce_sum_f32s(simd.add_f32s(simd.add_f32s(p, q), simd.add_f32s(r, s)));
+        let (mut sum, mut squares) = (join(p, q, r, s), join(pp, qq, rr, ss));
+        for value in rest {
+            let off = value - self.shift;
+            sum += off;
+            squares += off * off;
+        }
+        (sum, squares)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -127,6 +188,8 @@ mod tests {
             assert_eq!(sum(&a), a.iter().sum::<f32>());
             assert_eq!(sum_of_products(&a, &b), a.iter().zip(&b).map(|(a, b)| a * b).sum::<f32>());
             assert_eq!(largest(&a), a.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+            let off: Vec<f32> = a.iter().map(|a| a - 2.0).collect();
+            assert_eq!(deviations(&a, 2.0), (off.iter().sum(), off.iter().map(|v| v * v).sum()));
             for at in 0..len {
                 let mut a = a.clone();
                 a[at] = 100.0;
