@@ -323,7 +323,8 @@ impl Kernel {
             // Results lie apart from each other: only the last that begins before the operand ends may be there.
             let own = input.span();
             let last = spans.partition_point(|(span, _)| span.start < own.end).checked_sub(1);
-            let Some(j) = last.map(|last| &spans[last]).filter(|(span, _)| span.end > own.start).map(|(_, j)| *j) else {
+            let Some(j) = last.map(|last| &spans[last]).filter(|(span, _)| span.end > own.start).map(|(_, j)| *j)
+            else {
                 continue;
             };
             if plan.in_place(i).contains(&j) {

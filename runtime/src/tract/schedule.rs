@@ -3,7 +3,11 @@
 //! tract orders nodes by their numbers, which are arbitrary after its optimiser: gradients of weights would run late, and
 //! what the forward pass kept for them would stay.
 
-use super::{failed, ops::Fused, pool::Room};
+use super::{
+    failed,
+    ops::Fused,
+    pool::{LEAST, Room},
+};
 use crate::{RuntimeError, engine::Memory};
 use limbeck_plan::{Task, Work};
 use std::collections::HashMap;
@@ -38,10 +42,13 @@ pub(super) fn plan(
     let (work, nodes) = work(&model, places, is_state).map_err(failed)?;
     let known = model.nodes.iter().flat_map(|n| &n.outputs).all(|o| o.fact.shape.as_concrete().is_some());
     let (order, usage) = work.ordered().ok_or_else(|| failed(format_err!("its nodes wait for each other")))?;
+    let at: HashMap<usize, usize> = order.iter().map(|&task| nodes[task]).zip(0..).collect();
     let mut sequence = vec![];
     for node in order.iter().map(|&task| nodes[task]) {
         sequence.push(node);
-        sequence.extend(hand_on(&mut model, node).map_err(failed)?);
+        if ends_apart(&model, node, &at).map_err(failed)? {
+            sequence.extend(hand_on(&mut model, node).map_err(failed)?);
+        }
     }
     // Each node waits for the one before it.
     let chain: Vec<(usize, usize)> = sequence.windows(2).map(|pair| (pair[1], pair[0])).collect();
@@ -68,13 +75,23 @@ pub(super) fn plan(
     })
 }
 
+/// Whether some large result of a node is needed less long than another of its results. `at` are places in the order.
+fn ends_apart(model: &TypedModel, id: usize, at: &HashMap<usize, usize>) -> TractResult<bool> {
+    let mut ends = vec![];
+    for from in (0..model.node(id).outputs.len()).map(|slot| OutletId::new(id, slot)) {
+        let last = model.outlet_successors(from).iter().filter_map(|reader| at.get(&reader.node)).max().copied();
+        let end = if model.outputs.contains(&from) { Some(usize::MAX) } else { last };
+        let large = model.outlet_fact(from)?.shape.as_concrete().is_none_or(|s| s.iter().product::<usize>() >= LEAST);
+        ends.push((end, large));
+    }
+    let last = ends.iter().map(|(end, _)| *end).max().flatten();
+    Ok(ends.iter().any(|(end, large)| *large && *end != last))
+}
+
 /// Lets nodes of their own hand on each result of a node that has several: tract keeps them all for as long as one is
 /// needed. Returns the new nodes.
 fn hand_on(model: &mut TypedModel, id: usize) -> TractResult<Vec<usize>> {
     let outlets = model.node(id).outputs.len();
-    if outlets < 2 {
-        return Ok(vec![]);
-    }
     let mut added = vec![];
     for from in (0..outlets).map(|slot| OutletId::new(id, slot)) {
         let (fact, readers) = (model.outlet_fact(from)?.clone(), model.outlet_successors(from).to_vec());
