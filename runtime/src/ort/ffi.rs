@@ -14,6 +14,7 @@ use limbeck_tensor::{Bytes, DType, Tensor};
 use ort::AsPointer;
 use ort_sys::{ONNXTensorElementDataType as Element, OrtMemoryInfo, OrtStatusPtr, OrtValue};
 use std::{
+    collections::HashMap,
     ffi::{CStr, CString, c_char, c_void},
     path::Path,
     ptr::{NonNull, null, null_mut},
@@ -273,8 +274,9 @@ pub(super) fn run(
     ran?;
     let mut outputs = taken.into_iter().collect::<Result<Vec<Value>, _>>()?;
     // A graph may pass an input through as an output; it then lies in the input's memory.
+    let by_place: HashMap<*const u8, &Value> = inputs.iter().map(|input| (input.data(), *input)).collect();
     for output in &mut outputs {
-        if let Some(input) = inputs.iter().find(|input| input.data() == output.data() && !output.data().is_null()) {
+        if let Some(input) = by_place.get(&output.data()).filter(|input| !input.data().is_null()) {
             output.owner = input.owner.clone();
         }
     }
