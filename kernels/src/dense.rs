@@ -38,11 +38,13 @@ pub(crate) fn grad_weight(g: &ConvGeometry, x: &[f32], gy: &[f32], gw: &mut [f32
     let mut partials = vec![0.0; pieces * partial_len];
     let tasks = partials.chunks_mut(partial_len).enumerate().map(|(i, p)| (&tiles[piece(tiles.len(), pieces, i)], p));
     parallelism.for_each(tasks.collect(), |(tiles, partial)| grad_weight_tiles(g, x, gy, tiles, partial));
-    for (channel, gw) in gw.chunks_mut(depth).enumerate() {
-        let (group, within) = (channel / g.group_out(), channel % g.group_out());
-        for (row, gw) in gw.iter_mut().enumerate() {
-            *gw = partials[(group * depth + row) * stride + within..].iter().step_by(partial_len).sum();
-        }
+    let (total, others) = partials.split_at_mut(partial_len);
+    for partial in others.chunks(partial_len) {
+        total.iter_mut().zip(partial).for_each(|(total, part)| *total += part);
+    }
+    let outs = g.group_out();
+    for (from, to) in total.chunks(depth * stride).zip(gw.chunks_mut(outs * depth)) {
+        transpose(Mat::new(from, depth, outs, stride), to, depth);
     }
 }
 
