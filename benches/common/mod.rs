@@ -4,7 +4,7 @@
 use anyhow::{Context, Result};
 use limbeck::digits::nets;
 use limbeck::distill::optim::Sgd;
-use limbeck::distill::{GradOptions, Group, Net, Step, build_step, form_for, inference_form_for, models, objective};
+use limbeck::distill::{GradOptions, Group, Net, Step, build_step, inference_form_for, lowering_for, models, objective};
 use limbeck::graph::Graph;
 use limbeck::runtime::{CompileOptions, Engine, Model, Program, StateRole, noise};
 use limbeck::tensor::{DType, Tensor, TensorMap};
@@ -96,7 +96,7 @@ fn step(case: &Case, trains: &dyn Fn(&str) -> bool) -> Result<Step> {
 
 /// The step in the form that the engine runs best.
 pub(crate) fn lowered(step: &Step, engine: &dyn Engine) -> Result<Step> {
-    nets::lowered(step.clone(), form_for(engine))
+    Ok(step.clone().lowered(lowering_for(engine))?)
 }
 
 /// A batch of seeded noise with labels and teacher logits.

@@ -17,7 +17,7 @@ pub use net::{
     Finding, Mode, Net, Noise, Outputs, ParamSet, Remark, Role, Severity, Statistic, Stored, Trainability, Training,
     Verdict,
 };
-pub use step::{GradOptions, Group, Step, StepBuilder, build_step, form_for, inference_form_for};
+pub use step::{GradOptions, Group, Step, StepBuilder, build_step, inference_form_for, lowering_for};
 pub use trainer::{
     AfterEpoch, Augment, Fit, History, Hooks, Report, Schedule, Trainer, Validate, accuracy, argmax, concat_rows,
     predict,

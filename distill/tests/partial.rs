@@ -2,7 +2,7 @@
 //! weights in the store.
 
 use limbeck_distill::optim::Sgd;
-use limbeck_distill::{GradOptions, Group, Net, Step, Trainer, build_step, form_for, models, objective};
+use limbeck_distill::{GradOptions, Group, Net, Step, Trainer, build_step, lowering_for, models, objective};
 use limbeck_runtime::{CompileOptions, StateRole, engines, noise};
 use limbeck_tensor::{DType, Tensor, TensorMap};
 
@@ -43,7 +43,7 @@ fn constant_layers_change_nothing_for_the_trained_ones() {
     for engine in engines() {
         let run = |constant| {
             let mut step = step(&net, constant);
-            step.graph = step.graph.lowered(form_for(engine)).unwrap();
+            step = step.lowered(lowering_for(engine)).unwrap();
             let mut trainer = Trainer::new(engine, &step, &CompileOptions::default(), 0).unwrap();
             let losses = [0, 1, 2].map(|_| trainer.run(&rows(), &[("lr", 0.05)]).unwrap()["loss"]);
             (losses, trainer)

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use limbeck_distill::data::Dataset;
 use limbeck_distill::recipe::Recipe;
-use limbeck_distill::{DistillError, Hooks, Report, Trainer, form_for};
+use limbeck_distill::{DistillError, Hooks, Report, Trainer, lowering_for};
 use limbeck_runtime::{CompileOptions, engine};
 use limbeck_tensor::{io, replace_file};
 use serde_json::{Value, json};
@@ -33,10 +33,10 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, json: bool) -> Result<bool> {
     let loaded = Recipe::load(&args.recipe)?;
     let engine = engine(&args.engine)?;
-    let form = form_for(engine);
+    let how = lowering_for(engine);
     let options = CompileOptions { threads: args.threads, ..CompileOptions::default() };
-    let mut trainer = Trainer::new(engine, &loaded.step(form)?, &options, loaded.recipe.seed)?;
-    let evaluator = loaded.evaluator(engine, form, &options)?;
+    let mut trainer = Trainer::new(engine, &loaded.step(how)?, &options, loaded.recipe.seed)?;
+    let evaluator = loaded.evaluator(engine, how.form, &options)?;
     let checkpoint = args.out.join("checkpoint.safetensors");
     if args.resume {
         trainer.resume(&checkpoint)?;

@@ -32,7 +32,7 @@ const LISTED: usize = 12;
 
 pub(super) fn run(args: &Args, json: bool) -> Result<bool> {
     let form = if args.fused { Form::Fused } else { Form::Portable };
-    let step = Recipe::load(&args.recipe)?.step(Lowering { form, recompute: !args.keep })?;
+    let step = Recipe::load(&args.recipe)?.step(Lowering { recompute: !args.keep, ..form.into() })?;
     if let Some(out) = &args.out {
         std::fs::create_dir_all(out)?;
         step.graph.write(out.join("step.onnx"))?;

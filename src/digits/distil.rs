@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use limbeck_distill::data::Arrays;
-use limbeck_distill::{Fit, Hooks, Net, Schedule, Trainer, concat_rows, form_for};
+use limbeck_distill::{Fit, Hooks, Net, Schedule, Trainer, concat_rows, lowering_for};
 use limbeck_runtime::{CompileOptions, Engine, noise};
 use limbeck_tensor::TensorMap;
 
@@ -34,7 +34,7 @@ fn losses(history: &limbeck_distill::History, name: &str) -> Vec<f64> {
 /// Trains the teacher on augmented digits with smoothed labels, 16 epochs.
 pub fn train_teacher(split: &Split, engine: &dyn Engine, seed: u64, epochs: u64) -> Result<Trained> {
     let net = nets::teacher(seed)?;
-    let step = nets::label_step(&net, 0.1, form_for(engine))?;
+    let step = nets::label_step(&net, 0.1, lowering_for(engine))?;
     let mut trainer = Trainer::new(engine, &step, &OPTIONS, seed)?;
     let augment = |batch: &mut TensorMap, stream: &mut noise::Stream| {
         if let Some(x) = batch.get_mut("x") {
@@ -92,7 +92,7 @@ pub fn train_student(
     passes: u64,
     seed: u64,
 ) -> Result<Trained> {
-    let form = form_for(engine);
+    let form = lowering_for(engine);
     let (step, loss, warmup) = match teaching {
         Teaching::Labels => (nets::label_step(net, 0.0, form)?, "loss", 0.2),
         Teaching::Hint => (nets::distil_step(net, true, seed, form)?, "total", 0.2),

@@ -5,9 +5,9 @@ use anyhow::Result;
 use limbeck_distill::data::Arrays;
 use limbeck_distill::optim::AdamW;
 use limbeck_distill::{
-    GradOptions, Group, Mode, Net, Step, Trainer, accuracy, argmax, build_step, form_for, objective,
+    GradOptions, Group, Mode, Net, Step, Trainer, accuracy, argmax, build_step, lowering_for, objective,
 };
-use limbeck_graph::Form;
+use limbeck_graph::Lowering;
 use limbeck_runtime::{Augment, Bundle, CompileOptions, Engine, Learner, LearnerOptions, Session, StateRole, noise};
 use limbeck_tensor::{DType, Tensor, TensorMap};
 use std::path::Path;
@@ -15,7 +15,6 @@ use std::sync::Arc;
 
 use super::data::{CLASSES, SIDE, drift, rows};
 use super::engine::SCORE_BATCH;
-use super::nets::lowered;
 
 /// Samples of the stream.
 const STREAM: usize = 1080;
@@ -86,7 +85,7 @@ fn progress(t: usize) -> f64 {
 
 /// The step that a bundle ships: cross-entropy on new samples, whose labels are true ones or the average student's,
 /// and the shipped student's logits on replayed digits.
-pub fn device_step(net: &Net, form: Form) -> Result<Step> {
+pub fn device_step(net: &Net, form: impl Into<Lowering>) -> Result<Step> {
     let step = build_step("learn", DType::F32, |s| {
         let x = s.batch("x", DType::F32, &[NEW, 1, SIDE, SIDE])?;
         let y = s.batch("y", DType::I64, &[NEW])?;
@@ -114,11 +113,11 @@ pub fn device_step(net: &Net, form: Form) -> Result<Step> {
         s.minimise("", loss, &[group], &AdamW::default(), GradOptions::default())?;
         s.average(&average, &params, s.scalar("average_decay", 0.98)?)
     })?;
-    lowered(step, form)
+    Ok(step.lowered(form)?)
 }
 
 /// Plain fine-tuning on the arrivals.
-fn naive_step(net: &Net, form: Form) -> Result<Step> {
+fn naive_step(net: &Net, form: impl Into<Lowering>) -> Result<Step> {
     let step = build_step("fine-tune", DType::F32, |s| {
         let x = s.batch("x", DType::F32, &[ARRIVAL, 1, SIDE, SIDE])?;
         let y = s.batch("y", DType::I64, &[ARRIVAL])?;
@@ -129,7 +128,7 @@ fn naive_step(net: &Net, form: Form) -> Result<Step> {
         let group = Group { params: &params, lr_scale: 1.0, weight_decay: 0.0 };
         s.minimise("", loss, &[group], &AdamW::default(), GradOptions::default())
     })?;
-    lowered(step, form)
+    Ok(step.lowered(form)?)
 }
 
 /// Plays the stream to the student of a bundle, opened as a device opens it, and returns accuracies over time.
@@ -191,7 +190,7 @@ impl Device {
         Ok(match arm {
             Arm::Frozen => Device::Frozen(bundle.session(engine, &compile)?.into()),
             Arm::Naive => {
-                let step = naive_step(net, form_for(engine))?;
+                let step = naive_step(net, lowering_for(engine))?;
                 let trainer = Trainer::new(engine, &step, &compile, seed)?;
                 Device::Naive(bundle.session(engine, &compile)?.into(), trainer.into())
             }
@@ -250,7 +249,7 @@ fn predicted(session: &Session, x: &Tensor) -> Result<Tensor> {
 }
 
 /// Inference with the weights as read-only state: what a device serves while it learns.
-pub fn serving_step(net: &Net, form: Form) -> Result<Step> {
+pub fn serving_step(net: &Net, form: impl Into<Lowering>) -> Result<Step> {
     let step = build_step("serve", DType::F32, |s| {
         let x = s.batch("x", DType::F32, &[SCORE_BATCH, 1, SIDE, SIDE])?;
         let params = s.params("student", net, StateRole::Parameter)?;
@@ -258,5 +257,5 @@ pub fn serving_step(net: &Net, form: Form) -> Result<Step> {
         s.metric("logits", logits);
         Ok(())
     })?;
-    lowered(step, form)
+    Ok(step.lowered(form)?)
 }

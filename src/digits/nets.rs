@@ -4,7 +4,7 @@ use anyhow::Result;
 use limbeck_distill::models::{Layers, ResNet, Stage};
 use limbeck_distill::optim::AdamW;
 use limbeck_distill::{GradOptions, Group, Mode, Net, Step, build_step, objective};
-use limbeck_graph::{Form, Lowering};
+use limbeck_graph::Lowering;
 use limbeck_runtime::StateRole;
 use limbeck_tensor::DType;
 
@@ -52,7 +52,7 @@ fn group_options() -> GradOptions {
 }
 
 /// Cross-entropy with labels, smoothed by `smoothing` (0 for the plain loss).
-pub fn label_step(net: &Net, smoothing: f64, form: Form) -> Result<Step> {
+pub fn label_step(net: &Net, smoothing: f64, form: impl Into<Lowering>) -> Result<Step> {
     let step = build_step("labels", DType::F32, |s| {
         let x = s.batch("x", DType::F32, &[BATCH, 1, SIDE, SIDE])?;
         let y = s.class_labels("y", &[BATCH], CLASSES)?;
@@ -67,11 +67,11 @@ pub fn label_step(net: &Net, smoothing: f64, form: Form) -> Result<Step> {
         let group = Group { params: &params, lr_scale: 1.0, weight_decay: WEIGHT_DECAY };
         s.minimise("", loss, &[group], &AdamW::default(), group_options())
     })?;
-    lowered(step, form)
+    Ok(step.lowered(form)?)
 }
 
 /// `0.1 CE + 0.9 T² KL` on stored teacher logits, and with `hint` also 0.3 times the hint on stored features.
-pub fn distil_step(net: &Net, hint: bool, seed: u64, form: Form) -> Result<Step> {
+pub fn distil_step(net: &Net, hint: bool, seed: u64, form: impl Into<Lowering>) -> Result<Step> {
     let channels = net.weights().get("stage0.down.bn.bias").map_or(0, limbeck_tensor::Tensor::len);
     let projector = projector(channels, seed)?;
     let step = build_step("distil", DType::F32, |s| {
@@ -108,11 +108,5 @@ pub fn distil_step(net: &Net, hint: bool, seed: u64, form: Form) -> Result<Step>
         groups.extend(head.as_ref().map(|h| Group { params: h, lr_scale: 1.0, weight_decay: WEIGHT_DECAY }));
         s.minimise("", loss, &groups, &AdamW::default(), group_options())
     })?;
-    lowered(step, form)
-}
-
-/// The step in an engine's form, or lowered as is said.
-pub fn lowered(mut step: Step, how: impl Into<Lowering>) -> Result<Step> {
-    step.graph = step.graph.lowered(how)?;
-    Ok(step)
+    Ok(step.lowered(form)?)
 }

@@ -10,7 +10,7 @@ use cases::{CASES, Case, POSITIONS, Same};
 use limbeck::distill::Finding::{Dropout, Separated};
 use limbeck::distill::Severity::{Note, Warning};
 use limbeck::distill::optim::Sgd;
-use limbeck::distill::{GradOptions, Group, Net, Remark, Role, Step, Verdict, build_step, form_for};
+use limbeck::distill::{GradOptions, Group, Net, Remark, Role, Step, Verdict, build_step, lowering_for};
 use limbeck::graph::Graph;
 use limbeck::runtime::{CompileOptions, StateRole, engines};
 use limbeck::tensor::{DType, Tensor};
@@ -150,7 +150,7 @@ fn step(net: &Net, reference: &Value, engine: &dyn limbeck::runtime::Engine) -> 
         s.minimise("", loss, &[group], &Sgd { momentum: 0.0, nesterov: false }, GradOptions::default())
     })
     .unwrap();
-    step.graph = step.graph.lowered(form_for(engine)).unwrap();
+    step = step.lowered(lowering_for(engine)).unwrap();
     step
 }
 

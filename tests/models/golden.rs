@@ -3,7 +3,7 @@
 
 use crate::generated;
 use limbeck::distill::optim::{Optimiser, Trained};
-use limbeck::distill::{DistillError, GradOptions, Group, Mode, Net, Step, StepBuilder, build_step, form_for};
+use limbeck::distill::{DistillError, GradOptions, Group, Mode, Net, Step, StepBuilder, build_step, lowering_for};
 use limbeck::graph::{Graph, Var};
 use limbeck::runtime::{CompileOptions, Engine, StateRole, engines};
 use limbeck::tensor::{DType, Tensor, TensorMap};
@@ -183,7 +183,7 @@ impl Golden {
 
     fn compare_engine(&self, step: &Step, engine: &dyn Engine) {
         let label = format!("{} on {}", self.name, engine.name());
-        let lowered = step.graph.lowered(form_for(engine)).unwrap_or_else(|e| panic!("{label}: {e}"));
+        let lowered = step.graph.lowered(lowering_for(engine)).unwrap_or_else(|e| panic!("{label}: {e}"));
         let options = CompileOptions { threads: 1, ..CompileOptions::default() };
         let model = step.manifest.model(lowered.to_bytes().unwrap());
         let program = engine.compile(&model, &options).unwrap_or_else(|e| panic!("{label}: {e}"));

@@ -41,8 +41,7 @@ impl Loaded {
     pub fn step(&self, how: impl Into<Lowering>) -> Result<Step, DistillError> {
         let mut step = build_step(&self.recipe.name, DType::F32, |s| self.assemble(s))?;
         step.labels = self.labels();
-        step.graph = step.graph.lowered(how)?;
-        Ok(step)
+        step.lowered(how)
     }
 
     fn assemble(&self, s: &StepBuilder<'_>) -> Result<(), DistillError> {

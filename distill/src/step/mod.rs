@@ -33,6 +33,17 @@ impl Step {
         Ok(self.manifest.model(self.bytes()?))
     }
 
+    /// The step in an engine's form (see [`Graph::lowered_around`]): what depends on no state that it updates may have another.
+    ///
+    /// # Errors
+    /// Shapes that are not concrete; what [`Graph::verify`] finds.
+    pub fn lowered(mut self, how: impl Into<Lowering>) -> Result<Step, DistillError> {
+        let updated = self.manifest.state.iter().filter(|entry| !entry.output.is_empty());
+        let updated: Vec<&str> = updated.map(|entry| entry.name.as_str()).collect();
+        self.graph = self.graph.lowered_around(how, &updated)?;
+        Ok(self)
+    }
+
     /// The inputs that are fed at every run: batch, scalars and noise.
     fn fed(&self) -> Vec<&str> {
         let m = &self.manifest;
@@ -54,9 +65,11 @@ impl Step {
     }
 }
 
-/// The form of train steps that an engine runs best: fused where it has the kernels.
-pub fn form_for(engine: &dyn Engine) -> Form {
-    if engine.forms().contains(&limbeck_runtime::Form::Fused) { Form::Fused } else { Form::Portable }
+/// How train steps are lowered for an engine: fused where it has the kernels, and what is not trained as in inference.
+pub fn lowering_for(engine: &dyn Engine) -> Lowering {
+    let fused = engine.forms().contains(&limbeck_runtime::Form::Fused);
+    let form = if fused { Form::Fused } else { Form::Portable };
+    Lowering { frozen: inference_form_for(engine), ..form.into() }
 }
 
 /// The form in which an engine is given networks with constant weights.

@@ -3,6 +3,7 @@
 
 mod conv;
 mod expand;
+mod frozen;
 mod functions;
 mod fuse;
 mod gather;
@@ -24,7 +25,8 @@ mod window;
 use crate::ops::map::body;
 use crate::{Cx, Graph, GraphError, LIMBECK, Node, OpError, TensorType, Var};
 use limbeck_tensor::element_count;
-use std::collections::HashMap;
+use frozen::Frozen;
+use std::collections::{HashMap, HashSet};
 
 /// What an engine is given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,11 +46,13 @@ pub struct Lowering {
     /// Whether, in the fused form, activations that follow value by value from others that are kept are computed again in
     /// the backward pass in place of being kept: less memory, for a little time.
     pub recompute: bool,
+    /// The form of nets with constant weights that nothing updated leads to (see [`Graph::lowered_around`]).
+    pub frozen: Form,
 }
 
 impl From<Form> for Lowering {
     fn from(form: Form) -> Lowering {
-        Lowering { form, recompute: true }
+        Lowering { form, recompute: true, frozen: form }
     }
 }
 
@@ -62,7 +66,20 @@ impl Graph {
     /// The graph in an engine's form. Shapes must be concrete. Names of inputs, outputs and initializers stay, and so
     /// do the defaults of inputs. The result declares the newest opset that its operators need.
     pub fn lowered(&self, how: impl Into<Lowering>) -> Result<Graph, GraphError> {
-        let Lowering { form, recompute } = how.into();
+        let all: Vec<&str> = self.inputs.iter().map(|&v| self.name_of(v)).collect();
+        self.lowered_around(how, &all)
+    }
+
+    /// As [`Graph::lowered`], with layers with constant weights that none of the inputs `updated` leads to, and what follows from
+    /// them alone, in the form [`Lowering::frozen`].
+    pub fn lowered_around(&self, how: impl Into<Lowering>, updated: &[&str]) -> Result<Graph, GraphError> {
+        let Lowering { form, recompute, frozen } = how.into();
+        let updated: HashSet<&str> = updated.iter().copied().collect();
+        let inference = (frozen != form).then(|| Frozen::of(self, &updated));
+        let form_of = |node: &Node| match &inference {
+            Some(inference) if inference.holds(node) => frozen,
+            _ => form,
+        };
         let cx = Cx::new(&self.name, self.float());
         let mut bind = HashMap::new();
         for &input in &self.inputs {
@@ -77,7 +94,7 @@ impl Graph {
             });
             bind.insert(input, cx.var(id));
         }
-        let map = cx.inline_with(self, &bind, &mut |cx, node, operands| lower_node(cx, node, operands, form))?;
+        let map = cx.inline_with(self, &bind, &mut |cx, node, operands| lower_node(cx, node, operands, form_of(node)))?;
         for output in &self.outputs {
             let name = self.name_of(*output);
             let var = map
@@ -104,7 +121,8 @@ impl Graph {
             if recompute {
                 graph.recompute();
             }
-            graph.fuse_maps()?;
+            let apart = (frozen != form).then(|| Frozen::of(&graph, &updated));
+            graph.fuse_maps(apart.as_ref())?;
         }
         graph.part_slices();
         graph.order_for_memory(&HashMap::new());

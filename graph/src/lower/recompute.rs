@@ -210,7 +210,7 @@ mod tests {
     fn what_follows_from_a_kept_value_is_not_kept() {
         let kept = lowered(&long_pause(true, |a| a.relu()));
         assert_eq!(times(&kept, "Relu"), 2);
-        let all = long_pause(true, |a| a.relu()).lowered(Lowering { form: Form::Fused, recompute: false }).unwrap();
+        let all = long_pause(true, |a| a.relu()).lowered(Lowering { recompute: false, ..Form::Fused.into() }).unwrap();
         assert_eq!(times(&all, "Relu"), 1, "all activations are kept if that is asked for");
         // In the middle of the products: `a`, and one operand and one result of a product.
         let plan = kept.memory_plan(&[]).unwrap();

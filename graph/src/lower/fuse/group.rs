@@ -1,6 +1,7 @@
 //! Grouping: which nodes become one map.
 
 use super::element::{Element, element, is_row, kept};
+use crate::lower::frozen::Frozen;
 use crate::lower::pauses::Pauses;
 use crate::{Graph, NodeId, ValueId};
 use std::collections::{HashMap, HashSet};
@@ -23,9 +24,9 @@ pub(super) struct Group {
     pub(super) axes: Option<Vec<usize>>,
 }
 
-/// All groups that are worth a map.
-pub(super) fn groups(graph: &Graph) -> Vec<Group> {
-    let mut work = Work::new(graph);
+/// All groups that are worth a map, of nodes that are not `apart`.
+pub(super) fn groups(graph: &Graph, apart: Option<&Frozen>) -> Vec<Group> {
+    let mut work = Work::new(graph, apart);
     for node in 0..work.nodes.len() {
         work.join(node);
     }
@@ -57,7 +58,7 @@ struct Work {
 }
 
 impl Work {
-    fn new(graph: &Graph) -> Work {
+    fn new(graph: &Graph, apart: Option<&Frozen>) -> Work {
         let nodes = graph.node_ids();
         let producer: HashMap<ValueId, usize> = (nodes.iter().enumerate())
             .flat_map(|(at, &id)| graph.node(id).outputs.iter().flatten().map(move |&v| (v, at)))
@@ -73,7 +74,8 @@ impl Work {
         for (at, &id) in nodes.iter().enumerate() {
             graph.node(id).operands().for_each(|v| readers.entry(v).or_default().push(at));
         }
-        let elements: Vec<Option<Element>> = nodes.iter().map(|&id| element(graph, graph.node(id))).collect();
+        let near = |id: NodeId| Some(graph.node(id)).filter(|node| apart.is_none_or(|apart| !apart.holds(node)));
+        let elements: Vec<Option<Element>> = nodes.iter().map(|&id| element(graph, near(id)?)).collect();
         let alone = |(at, element): (usize, &Option<Element>)| match element {
             Some(e) => Members { nodes: vec![at], shape: e.shape.clone(), axes: e.axes.clone() },
             None => Members { nodes: vec![at], ..Members::default() },

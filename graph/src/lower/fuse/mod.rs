@@ -17,15 +17,16 @@ mod repeat;
 mod reshape;
 mod variance;
 
+use super::frozen::Frozen;
 use crate::{Graph, GraphError, NodeId};
 use std::collections::HashMap;
 
 impl Graph {
-    /// Replaces element-wise nodes by maps. Shapes must be concrete.
-    pub(super) fn fuse_maps(&mut self) -> Result<(), GraphError> {
+    /// Replaces element-wise nodes by maps, but for those `apart`. Shapes must be concrete.
+    pub(super) fn fuse_maps(&mut self, apart: Option<&Frozen>) -> Result<(), GraphError> {
         variance::find(self);
         let mut places: HashMap<NodeId, usize> = self.node_ids().into_iter().zip(0..).collect();
-        let groups = group::groups(self);
+        let groups = group::groups(self, apart);
         emit::emit(self, groups, &mut places);
         self.sort()?;
         reshape::absorb(self)?;
