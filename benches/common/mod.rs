@@ -4,7 +4,9 @@
 use anyhow::{Context, Result};
 use limbeck::digits::nets;
 use limbeck::distill::optim::Sgd;
-use limbeck::distill::{GradOptions, Group, Net, Step, build_step, inference_form_for, lowering_for, models, objective};
+use limbeck::distill::{
+    GradOptions, Group, Net, Step, build_step, inference_form_for, lowering_for, models, objective,
+};
 use limbeck::graph::Graph;
 use limbeck::runtime::{CompileOptions, Engine, Model, Program, StateRole, noise};
 use limbeck::tensor::{DType, Tensor, TensorMap};

@@ -61,6 +61,8 @@ pub struct CompileOptions {
     pub cache: Option<PathBuf>,
     /// Compute in float16. Refused but for TensorRT.
     pub half: bool,
+    /// Count what runs take, for [`Program::counted`]: an allocation costs more then. Only ort on the processor has it.
+    pub count: bool,
 }
 
 impl CompileOptions {
@@ -75,6 +77,11 @@ impl CompileOptions {
     /// Refuses options that would change nothing on the device.
     #[cfg(any(feature = "tract", feature = "ort"))]
     pub(crate) fn check(&self, engine: &'static str) -> Result<(), RuntimeError> {
+        if self.count && (engine != "ort" || self.device != Device::Cpu) {
+            let what =
+                format!("`count`: only ort on the processor counts its memory (the device is {:?})", self.device);
+            return Err(RuntimeError::Unsupported { engine, what });
+        }
         let idle = match (self.device, self.half, &self.cache) {
             (Device::TensorRt(_), ..) | (_, false, None) => return Ok(()),
             (_, true, _) => "`half`: only TensorRT lowers a model to float16; export a float16 model",
@@ -130,6 +137,16 @@ pub struct Memory {
     /// Bytes of constants and of state before the run, which are there throughout.
     pub given: u64,
     /// Values that get memory of their own in a run; the others take an operand's place.
+    pub allocations: usize,
+}
+
+/// Memory that an engine's allocator was asked for in a run: what is computed, results included, and what kernels take
+/// beside values. State, constants and what is fed are not in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counted {
+    /// The most bytes at one time.
+    pub peak: u64,
+    /// Blocks of memory that were given.
     pub allocations: usize,
 }
 
@@ -190,6 +207,11 @@ pub trait Program: Send + Sync {
 
     /// What a run takes, for engines that plan it themselves and shapes that are known before a run.
     fn memory(&self) -> Option<Memory> {
+        None
+    }
+
+    /// What the last run took, with [`CompileOptions::count`]; runs at the same time are counted together.
+    fn counted(&self) -> Option<Counted> {
         None
     }
 

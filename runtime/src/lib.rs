@@ -28,8 +28,8 @@ pub use bundle::{
     SelfTestEntry, SelfTestReport, StepVariant, WeightsOrigin,
 };
 pub use engine::{
-    CompileOptions, Device, ENGINES, Engine, EngineInfo, Memory, Model, Program, StatePair, StateSpec, ValueSpec,
-    engine, engines,
+    CompileOptions, Counted, Device, ENGINES, Engine, EngineInfo, Memory, Model, Program, StatePair, StateSpec,
+    ValueSpec, engine, engines,
 };
 pub use error::RuntimeError;
 pub use learner::{Augment, GateOptions, GateReport, LearnReport, Learner, LearnerOptions, TeacherKind};

@@ -2,8 +2,8 @@
 
 use super::output;
 use anyhow::Result;
-use limbeck_distill::{Step, recipe::Recipe};
-use limbeck_graph::{Form, Lowering};
+use limbeck_distill::recipe::Recipe;
+use limbeck_graph::{Form, Lowering, MemoryPlan};
 use limbeck_runtime::StateRole;
 use limbeck_tensor::{io, replace_file};
 use serde_json::{Value, json};
@@ -22,7 +22,7 @@ pub(super) struct Args {
     /// With `--fused`: keep all activations, in place of computing cheap ones again in the backward pass.
     #[arg(long, requires = "fused")]
     keep: bool,
-    /// Print what a run takes in memory, and what lives when it takes most.
+    /// Print what a run takes in memory, and what lives when it takes most: on tract, and with `--fused` on ONNX Runtime too.
     #[arg(long)]
     plan: bool,
 }
@@ -50,19 +50,22 @@ pub(super) fn run(args: &Args, json: bool) -> Result<bool> {
         "losses": m.losses, "metrics": m.metrics,
     });
     if args.plan {
-        facts["memory"] = plan(&step)?;
+        facts["memory"] = json!({ "tract": plan(step.memory_plan()?) });
+        // Of the portable form ONNX Runtime's optimiser makes other nodes.
+        if args.fused {
+            facts["memory"]["ort"] = plan(step.onnx_runtime_plan()?);
+        }
     }
     output::print(&facts, json);
     Ok(true)
 }
 
 /// What a run takes.
-fn plan(step: &Step) -> Result<Value> {
-    let plan = step.memory_plan()?;
+fn plan(plan: MemoryPlan) -> Value {
     let listed = plan.live.iter().take(LISTED).map(|(name, bytes)| json!({ "value": name, "bytes": bytes }));
-    Ok(json!({
+    json!({
         "peak_bytes": plan.peak_bytes, "state_and_constant_bytes": plan.given_bytes, "allocations": plan.allocations,
         "peak_at": plan.at.map(|(node, op)| format!("{node} ({op})")), "values_at_peak": plan.live.len(),
         "largest": listed.collect::<Vec<_>>(),
-    }))
+    })
 }

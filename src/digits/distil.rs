@@ -12,8 +12,14 @@ use super::nets::{self, BATCH, TEACHER_HINT};
 
 /// Copies of the training set in the pool of stored teacher outputs: the plain one and five warped ones.
 const COPIES: u64 = 6;
-const OPTIONS: CompileOptions =
-    CompileOptions { threads: 1, device: limbeck_runtime::Device::Cpu, spin: false, cache: None, half: false };
+const OPTIONS: CompileOptions = CompileOptions {
+    threads: 1,
+    device: limbeck_runtime::Device::Cpu,
+    spin: false,
+    cache: None,
+    half: false,
+    count: false,
+};
 
 /// A trained net with the loss of each epoch.
 pub struct Trained {

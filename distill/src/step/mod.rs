@@ -51,12 +51,20 @@ impl Step {
         names.chain(m.noise.iter().map(|e| &e.name)).map(String::as_str).collect()
     }
 
-    /// What a run takes (see [`Graph::memory_plan`]).
+    /// What a run takes on tract, which runs the nodes in the graph's order (see [`Graph::memory_plan`]).
     ///
     /// # Errors
     /// A value without a concrete shape, by name.
     pub fn memory_plan(&self) -> Result<MemoryPlan, DistillError> {
         Ok(self.graph.memory_plan(&self.fed())?)
+    }
+
+    /// What a run takes on ONNX Runtime, for a step in the fused form (see [`Graph::onnx_runtime_plan`]).
+    ///
+    /// # Errors
+    /// As [`Step::memory_plan`].
+    pub fn onnx_runtime_plan(&self) -> Result<MemoryPlan, DistillError> {
+        Ok(self.graph.onnx_runtime_plan()?)
     }
 
     /// The ONNX file.

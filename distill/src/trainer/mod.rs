@@ -81,6 +81,11 @@ impl Trainer {
         self.program.memory()
     }
 
+    /// What the last run took, where the engine counts it (see [`limbeck_runtime::Program::counted`]).
+    pub fn counted(&self) -> Option<limbeck_runtime::Counted> {
+        self.program.counted()
+    }
+
     /// Runs so far.
     pub fn step(&self) -> u64 {
         self.step

@@ -24,8 +24,8 @@ mod window;
 
 use crate::ops::map::body;
 use crate::{Cx, Graph, GraphError, LIMBECK, Node, OpError, TensorType, Var};
-use limbeck_tensor::element_count;
 use frozen::Frozen;
+use limbeck_tensor::element_count;
 use std::collections::{HashMap, HashSet};
 
 /// What an engine is given.
@@ -94,7 +94,8 @@ impl Graph {
             });
             bind.insert(input, cx.var(id));
         }
-        let map = cx.inline_with(self, &bind, &mut |cx, node, operands| lower_node(cx, node, operands, form_of(node)))?;
+        let map =
+            cx.inline_with(self, &bind, &mut |cx, node, operands| lower_node(cx, node, operands, form_of(node)))?;
         for output in &self.outputs {
             let name = self.name_of(*output);
             let var = map

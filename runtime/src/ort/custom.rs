@@ -8,7 +8,7 @@ use super::{
     NAME,
     call::{Call, Input, Node},
     failed,
-    ffi::check,
+    ffi::{Counter, check},
 };
 use crate::{
     RuntimeError,
@@ -105,21 +105,25 @@ impl Operators {
 
 /// A session, and the operators that it points into.
 pub(super) struct Loaded {
-    // Dropped before `operators`.
+    // Dropped before `operators` and `counter`.
     pub(super) session: Session,
     operators: Option<Arc<Operators>>,
+    /// The allocator that counts what the session takes.
+    pub(super) counter: Option<Arc<Counter>>,
 }
 
-/// Keeps a session and its operators.
+/// Keeps a session, its operators and its allocator.
 #[derive(Clone)]
 pub(super) struct Keeper {
-    // Dropped before `_operators`.
+    // Dropped before the others.
     _session: Arc<SharedSessionInner>,
     _operators: Option<Arc<Operators>>,
+    _counter: Option<Arc<Counter>>,
 }
 
 impl Loaded {
     /// Loads a model whose nodes of Limbeck's own operators are counted by type, with kernels of so many threads for them.
+    /// Its memory comes from `counter` if it is loaded within [`Counter::with`].
     ///
     /// # Errors
     /// An unknown type of node; what ONNX Runtime says; nodes without kernels, which would run as the functions that the
@@ -129,6 +133,7 @@ impl Loaded {
         model: &[u8],
         nodes: &BTreeMap<String, usize>,
         threads: usize,
+        counter: Option<Arc<Counter>>,
     ) -> Result<Loaded, RuntimeError> {
         let known = |name: &String| op_of(name).ok_or_else(|| format!("{DOMAIN}.{name}"));
         let types: Vec<_> = nodes.keys().map(|name| known(name).map(|op| (name.as_str(), op))).collect();
@@ -156,12 +161,13 @@ impl Loaded {
                 return Err(failed("load the model", reason));
             }
         }
-        Ok(Loaded { session, operators })
+        Ok(Loaded { session, operators, counter })
     }
 
     /// What a value in the session's memory holds on to.
     pub(super) fn keeper(&self) -> Keeper {
-        Keeper { _session: self.session.inner(), _operators: self.operators.clone() }
+        let (operators, counter) = (self.operators.clone(), self.counter.clone());
+        Keeper { _session: self.session.inner(), _operators: operators, _counter: counter }
     }
 }
 

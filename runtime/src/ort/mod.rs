@@ -103,7 +103,14 @@ impl Engine for Ort {
             let builder = self.builder(model, options).map_err(|e| failed("load the model", e))?;
             // On a device the functions of the file stand for Limbeck's own operators.
             let own = if options.device == Device::Cpu { nodes::own(&model.bytes)? } else { BTreeMap::new() };
-            let loaded = custom::Loaded::new(builder, &model.bytes, &own, options.thread_count())?;
+            let load = |counter| custom::Loaded::new(builder, &model.bytes, &own, options.thread_count(), counter);
+            let loaded = match options.count {
+                false => load(None)?,
+                true => {
+                    let counter = ffi::Counter::new()?;
+                    counter.with(&self.environment, || load(Some(counter.clone())))?
+                }
+            };
             Ok(Box::new(program::OrtProgram::new(loaded, &model.state, options.device)?) as Box<dyn Program>)
         })
     }
@@ -119,6 +126,7 @@ impl Ort {
         let folder = model.folder.clone().unwrap_or_else(|| PathBuf::from("(the model has no folder)"));
         // On a device, a node that falls back to the CPU is an error, not a hidden copy there and back at every run.
         let no_fallback = if options.device == Device::Cpu { "0" } else { "1" };
+        let shared_allocator = if options.count { "1" } else { "0" };
         Ok(Session::builder(&self.environment)?
             .with_log_level(LogLevel::Warning)?
             .with_optimization_level(GraphOptimizationLevel::All)?
@@ -133,6 +141,7 @@ impl Ort {
             .with_memory_pattern(false)?
             .with_config_entry("session.model_external_initializers_file_folder_path", folder.to_string_lossy())?
             .with_config_entry("session.disable_cpu_ep_fallback", no_fallback)?
+            .with_config_entry("session.use_env_allocators", shared_allocator)?
             .with_execution_providers(providers(options))?)
     }
 }

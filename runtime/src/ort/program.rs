@@ -3,12 +3,13 @@
 use super::{NAME, custom::Loaded, failed, ffi};
 use crate::{
     RuntimeError,
-    engine::{Device, Program, StatePair, StateSpec, ValueSpec, guarded},
+    engine::{Counted, Device, Program, StatePair, StateSpec, ValueSpec, guarded},
     signature::{Argument, Signature, Slot},
     store::{StateStore, StateValue},
 };
 use limbeck_tensor::{DType, Tensor, io::TensorMap};
 use ort::value::{Outlet, TensorElementType, ValueType};
+use ort_sys::ONNXTensorElementDataType as Element;
 use std::{any::Any, ffi::CString, sync::Arc};
 
 pub(super) struct OrtProgram {
@@ -59,6 +60,10 @@ impl Program for OrtProgram {
 
     fn state(&self) -> &[StateSpec] {
         &self.signature.state
+    }
+
+    fn counted(&self) -> Option<Counted> {
+        self.loaded.counter.as_ref().map(|counter| counter.counted())
     }
 
     fn run(&self, store: &mut StateStore, feeds: &[(&str, &Tensor)]) -> Result<TensorMap, RuntimeError> {
@@ -141,6 +146,37 @@ fn dtype(element: TensorElementType) -> Option<DType> {
         E::Float4E2M1 => DType::F4E2M1,
         E::Uint2 => DType::U2,
         E::Int2 => DType::I2,
+        _ => return None,
+    })
+}
+
+/// ONNX Runtime's number of an element type, for types that a tensor can bring.
+pub(super) fn element(dtype: DType) -> Option<Element> {
+    use Element::*;
+    Some(match dtype {
+        DType::F32 => ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
+        DType::U8 => ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8,
+        DType::I8 => ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8,
+        DType::U16 => ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT16,
+        DType::I16 => ONNX_TENSOR_ELEMENT_DATA_TYPE_INT16,
+        DType::I32 => ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32,
+        DType::I64 => ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64,
+        DType::Bool => ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL,
+        DType::F16 => ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16,
+        DType::F64 => ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE,
+        DType::U32 => ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT32,
+        DType::U64 => ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT64,
+        DType::BF16 => ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16,
+        DType::U4 => ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT4,
+        DType::I4 => ONNX_TENSOR_ELEMENT_DATA_TYPE_INT4,
+        DType::F8E4M3FN => ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT8E4M3FN,
+        DType::F8E4M3FNUZ => ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT8E4M3FNUZ,
+        DType::F8E5M2 => ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT8E5M2,
+        DType::F8E5M2FNUZ => ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT8E5M2FNUZ,
+        DType::F8E8M0 => ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT8E8M0,
+        DType::F4E2M1 => ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT4E2M1,
+        DType::U2 => ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT2,
+        DType::I2 => ONNX_TENSOR_ELEMENT_DATA_TYPE_INT2,
         _ => return None,
     })
 }

@@ -1,5 +1,7 @@
 //! The memory of a graph's values over time: how much they take at one time, and the order of nodes that takes the least.
 
+mod onnx_runtime;
+
 use crate::ops::map::{Times, is_element_wise};
 use crate::{Graph, GraphError, Node, NodeId, ValueId};
 use limbeck_plan::{Task, Work};
@@ -32,22 +34,42 @@ impl Graph {
     /// # Errors
     /// A value without a concrete shape, by name.
     pub fn memory_plan(&self, fed: &[&str]) -> Result<MemoryPlan, GraphError> {
-        for id in self.nodes().flat_map(|(_, node)| node.outputs.iter().flatten()).chain(&self.inputs) {
-            self.shape(*id)?;
-        }
-        let (work, nodes, values) = self.work(&HashMap::new(), fed);
+        self.is_static()?;
+        Ok(self.planned(self.work(&HashMap::new(), fed)))
+    }
+
+    /// What a run takes on ONNX Runtime, which orders nodes and places values itself; all inputs are kept by someone else.
+    /// What a kernel takes beside a result is listed under the result's name.
+    ///
+    /// The nodes are taken as they are. That holds for steps in the fused form; in those of the portable form the library's
+    /// optimiser merges and moves nodes.
+    ///
+    /// # Errors
+    /// A value without a concrete shape, by name.
+    pub fn onnx_runtime_plan(&self) -> Result<MemoryPlan, GraphError> {
+        self.is_static()?;
+        Ok(self.planned(onnx_runtime::work(self)))
+    }
+
+    fn is_static(&self) -> Result<(), GraphError> {
+        let values = self.nodes().flat_map(|(_, node)| node.outputs.iter().flatten()).chain(&self.inputs);
+        values.map(|id| self.shape(*id).map(|_| ())).collect()
+    }
+
+    /// What tasks take, one after the other, with the node of each task and a value for each of theirs.
+    fn planned(&self, (work, nodes, values): (Work, Vec<NodeId>, Vec<ValueId>)) -> MemoryPlan {
         let usage = work.usage(&(0..nodes.len()).collect::<Vec<_>>());
         let mut live: Vec<(String, u64)> =
             usage.live.iter().map(|&v| (self.name_of(values[v]).to_owned(), work.bytes(v))).collect();
         live.sort_by(|a, b| (b.1, &a.0).cmp(&(a.1, &b.0)));
         let named = |id: NodeId| (self.label(id), self.node(id).op.clone());
-        Ok(MemoryPlan {
+        MemoryPlan {
             peak_bytes: usage.peak,
             given_bytes: usage.given,
             at: usage.at.map(|task| named(nodes[task])),
             live,
             allocations: usage.allocations,
-        })
+        }
     }
 
     /// Orders the nodes so that each follows what it reads and the peak of [`Graph::memory_plan`] is low; otherwise by
