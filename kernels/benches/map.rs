@@ -10,6 +10,23 @@ const IMAGES: &[usize] = &[32, 16, 32, 32];
 const CHANNELS: &[usize] = &[1, 16, 1, 1];
 const TOKENS: &[usize] = &[16, 64, 128];
 
+/// The activations of three stages of a small MobileNetV2.
+const WIDE: &[usize] = &[32, 96, 48, 48];
+const MIDDLE: &[usize] = &[32, 192, 12, 12];
+const NARROW: &[usize] = &[32, 384, 6, 6];
+
+/// A batch normalisation with ReLU6, given centred values: what a step forward makes of them, and the gradient, with sums
+/// for the scale and the bias.
+const NORMALISE: &str = "Mul Add Max Min";
+const NORMALISE_ARGS: &[i64] = &[0, 1, -1, 5, 2, -1, 6, 3, -1, 7, 4, -1];
+const GRADIENT: &str = "Mul Add Max Min Greater Less And Cast Mul ReduceSum Mul ReduceSum";
+const GRADIENT_ARGS: &[i64] = &[
+    0, 1, -1, 6, 2, -1, 7, 3, -1, 8, 4, -1, 7, 3, -1, 7, 4, -1, 10, 11, -1, 12, -1, -1, 13, 5, -1, 14, -1, -1, 14, 0,
+    -1, 16, -1, -1,
+];
+const AXPY: &str = "Mul Add Add Add";
+const AXPY_ARGS: &[i64] = &[0, 1, -1, 5, 2, -1, 6, 3, -1, 7, 4, -1];
+
 const CASES: &[Case] = &[
     ("sum of two", &[IMAGES, IMAGES], "Add", &[0, 1, -1], &[2], &[]),
     (
@@ -101,6 +118,50 @@ const CASES: &[Case] = &[
         &[10],
         &[],
     ),
+    ("normalise, clip 48x48", &[WIDE, &[1, 96, 1, 1], &[1, 96, 1, 1], &[], &[]], NORMALISE, NORMALISE_ARGS, &[8], &[]),
+    (
+        "gradient of normalise, clip 48x48",
+        &[WIDE, &[1, 96, 1, 1], &[1, 96, 1, 1], &[], &[], WIDE],
+        GRADIENT,
+        GRADIENT_ARGS,
+        &[9, 14, 15, 17],
+        &[0, 2, 3],
+    ),
+    ("add two 48x48", &[WIDE, &[1, 96, 1, 1], &[1, 96, 1, 1], WIDE, WIDE], AXPY, AXPY_ARGS, &[8], &[]),
+    (
+        "normalise, clip 12x12",
+        &[MIDDLE, &[1, 192, 1, 1], &[1, 192, 1, 1], &[], &[]],
+        NORMALISE,
+        NORMALISE_ARGS,
+        &[8],
+        &[],
+    ),
+    (
+        "gradient of normalise, clip 12x12",
+        &[MIDDLE, &[1, 192, 1, 1], &[1, 192, 1, 1], &[], &[], MIDDLE],
+        GRADIENT,
+        GRADIENT_ARGS,
+        &[9, 14, 15, 17],
+        &[0, 2, 3],
+    ),
+    ("add two 12x12", &[MIDDLE, &[1, 192, 1, 1], &[1, 192, 1, 1], MIDDLE, MIDDLE], AXPY, AXPY_ARGS, &[8], &[]),
+    (
+        "normalise, clip 6x6",
+        &[NARROW, &[1, 384, 1, 1], &[1, 384, 1, 1], &[], &[]],
+        NORMALISE,
+        NORMALISE_ARGS,
+        &[8],
+        &[],
+    ),
+    (
+        "gradient of normalise, clip 6x6",
+        &[NARROW, &[1, 384, 1, 1], &[1, 384, 1, 1], &[], &[], NARROW],
+        GRADIENT,
+        GRADIENT_ARGS,
+        &[9, 14, 15, 17],
+        &[0, 2, 3],
+    ),
+    ("add two 6x6", &[NARROW, &[1, 384, 1, 1], &[1, 384, 1, 1], NARROW, NARROW], AXPY, AXPY_ARGS, &[8], &[]),
     ("bias gradient", &[&[1024, 512]], "ReduceSum", &[0, -1, -1], &[1], &[0]),
 ];
 

@@ -346,6 +346,70 @@ fn numbers_that_are_none_are_not_lost() {
     assert!(a[7].is_nan() && b[0].is_nan() && c[0].is_nan());
 }
 
+/// The larger and the smaller of values and a number, whichever of them is none.
+#[test]
+fn limits_that_are_no_numbers_are_not_lost() {
+    let ops = ["Max", "Min", "Max", "Min", "Max"];
+    let args = [0, 1, -1, 0, 1, -1, 1, 0, -1, 1, 0, -1, 0, 2, -1];
+    let program = MapProgram::new(3, &ops, &args, &[3, 4, 5, 6, 7], &[]).unwrap();
+    let kernel = MapKernel::new(&program, &[&[37], &[], &[37]]).unwrap();
+    let run = |at: usize, limit: f32| {
+        let (mut x, mut y) = ([1.0f32; 37], [1.0f32; 37]);
+        (x[at], y[(at + 1) % 37]) = (f32::NAN, f32::NAN);
+        let mut made = [[0.0f32; 37]; 5];
+        let mut slices: Vec<&mut [f32]> = made.iter_mut().map(|o| &mut o[..]).collect();
+        let inputs = [MapInput::F32(&x), MapInput::F32(&[limit]), MapInput::F32(&y)];
+        kernel.run(&inputs, &mut slices, Parallelism::Serial).unwrap();
+        made
+    };
+    for at in 0..37 {
+        let [larger, smaller, same_larger, same_smaller, both] = run(at, 0.5);
+        for i in 0..37 {
+            for (made, want) in [(larger, 1.0), (same_larger, 1.0), (smaller, 0.5), (same_smaller, 0.5)] {
+                assert!(if i == at { made[i].is_nan() } else { made[i] == want });
+            }
+            assert_eq!(both[i].is_nan(), i == at || i == (at + 1) % 37);
+        }
+        assert!(run(at, f32::NAN)[..4].iter().flatten().all(|v| v.is_nan()));
+    }
+}
+
+/// A batch normalisation with a clipped activation and its gradient, in the order that train steps have.
+#[test]
+fn gradients_of_clipped_activations() {
+    let mut rng = ChaCha8Rng::seed_from_u64(6);
+    let ops = "Mul Add Max Min Greater Less And Cast Mul ReduceSum Mul ReduceSum";
+    let args = [
+        [0, 1, -1],
+        [6, 2, -1],
+        [7, 3, -1],
+        [8, 4, -1],
+        [7, 3, -1],
+        [7, 4, -1],
+        [10, 11, -1],
+        [12, -1, -1],
+        [13, 5, -1],
+        [14, -1, -1],
+        [14, 0, -1],
+        [16, -1, -1],
+    ];
+    let mut swapped = args;
+    swapped[6] = [11, 10, -1];
+    swapped[8] = [5, 13, -1];
+    for shape in [[3, 5, 24, 25], [2, 19, 12, 12], [3, 40, 6, 6], [2, 130, 3, 3], [40, 7, 1, 1]] {
+        let channels = [1, shape[1], 1, 1];
+        let number = |value: f64| Array { shape: vec![], values: vec![value] };
+        let [x, gradient] = [(); 2].map(|()| random(&mut rng, &shape));
+        let [scale, bias] = [(); 2].map(|()| random(&mut rng, &channels));
+        let inputs = [x, scale, bias, number(1.5), number(2.5), gradient];
+        for args in [args, swapped] {
+            let ops: Vec<&str> = ops.split(' ').collect();
+            check(&ops, &args, &[9, 14, 15, 17], &[0, 2, 3], &inputs, &[false; 6]);
+            check(&ops[..8], &args[..8], &[9, 13], &[0, 2, 3], &inputs, &[false; 6]);
+        }
+    }
+}
+
 /// An input that is needed no more lends its memory to a result.
 #[test]
 fn results_may_replace_inputs() {

@@ -1,7 +1,8 @@
 //! The space that a map walks through: broadcast extents with everything merged that all operands allow, and its tiles.
 
-/// Values of a block: few enough that the handful of blocks in use stays in the first-level cache.
-const BLOCK: usize = 1024;
+/// Values of a block: few enough that the handful of blocks in use stays near the first-level cache, and so many that what
+/// a sweep costs besides its values is small.
+const BLOCK: usize = 2048;
 
 /// The longest row whose reduction may be used in the same map.
 pub(super) const LONGEST_ROW: usize = 1 << 14;
@@ -52,7 +53,8 @@ impl Layout {
         }
         let [rows, cols] = [dims[dims.len() - 2], dims[dims.len() - 1]];
         let tile = match cols {
-            _ if cols > BLOCK / 2 => [1, cols.div_ceil(cols.div_ceil(BLOCK))],
+            // One row, along which operands a row are one number.
+            _ if cols > BLOCK / 4 => [1, cols.div_ceil(cols.div_ceil(BLOCK))],
             _ => [(BLOCK / cols.max(1)).clamp(1, rows.max(1)), cols],
         };
         (Layout { dims, tile }, strides)

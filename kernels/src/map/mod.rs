@@ -1,7 +1,7 @@
 //! Maps: chains of element-wise operators, with reductions, in one pass over memory.
 //!
 //! A map is a list of ai.onnx operators, each of which takes inputs of the map or results of earlier operators, with
-//! ONNX's broadcasting. The values that the chain makes in between never leave a block of about a thousand values, which
+//! ONNX's broadcasting. The values that the chain makes in between never leave a block of about two thousand values, which
 //! stays in the first-level cache; only results are written. A softmax, a normalisation or a loss is one map, and so is an
 //! optimiser's update.
 //!

@@ -1,7 +1,7 @@
 //! The operators of a map, each as a loop over one block of values.
 
 use super::math;
-use super::reduce::max;
+use super::reduce::{max, min};
 
 /// An operator of ai.onnx that works value by value, or reduces; `ReduceVariance` is none of theirs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -37,6 +37,8 @@ pub(super) enum Op {
     ReduceMean,
     ReduceVariance,
     ReduceMax,
+    /// Whether `a` lies between `b` and `c`, two numbers: two comparisons and their conjunction.
+    Between,
 }
 
 /// Name in ai.onnx, operator, operands. Truth is 1, untruth 0. A Cast from bool to float is the identity.
@@ -90,14 +92,15 @@ impl Op {
         matches!(self, Op::Add | Op::Mul)
     }
 
-    /// Whether [`apply_two`] has it as the first operator.
-    pub(super) fn comes_first(self) -> bool {
-        matches!(self, Op::Add | Op::Sub | Op::Mul | Op::Max | Op::Min | Op::Less | Op::Greater)
-    }
-
-    /// Whether [`apply_two`] has it as the second operator.
-    pub(super) fn comes_second(self) -> bool {
-        matches!(self, Op::Add | Op::Sub | Op::Mul | Op::Max | Op::Min | Op::Relu)
+    /// Whether [`apply_two`] has it as the first operator, before this second one.
+    pub(super) fn comes_before(self, second: Op) -> bool {
+        match self {
+            Op::Add | Op::Sub | Op::Mul | Op::Max | Op::Min | Op::Less | Op::Greater => {
+                matches!(second, Op::Add | Op::Sub | Op::Mul | Op::Max | Op::Min | Op::Relu)
+            }
+            Op::Between => second == Op::Mul,
+            _ => false,
+        }
     }
 }
 
@@ -111,7 +114,7 @@ use Source::{One, Values};
 
 /// `out = op(a, b, c)`, value by value; operands that the operator lacks are not read.
 #[inline(always)]
-pub(super) fn apply(op: Op, out: &mut [f32], [a, b, c]: [Source; 3]) {
+pub(super) fn apply(op: Op, out: &mut [f32], [a, b, c, _]: [Source; 4]) {
     match op {
         Op::Identity => unary(out, a, |x| x),
         Op::Neg => unary(out, a, |x| -x),
@@ -146,14 +149,17 @@ pub(super) fn apply(op: Op, out: &mut [f32], [a, b, c]: [Source; 3]) {
             One(condition) => unary(out, if condition != 0.0 { b } else { c }, |x| x),
             Values(condition) => select(out, condition, b, c),
         },
+        Op::Between => ternary(out, [a, b, c], between),
         Op::ReduceSum | Op::ReduceMean | Op::ReduceVariance | Op::ReduceMax => {}
     }
 }
 
-/// `out = second(first(a, b), c)`, value by value, for operators that [`Op::comes_first`] and [`Op::comes_second`] name; `a`
-/// are values. What a second operator lacks is not read.
+/// `out = second(first(a, b), c)`, or `second(first(a, b, c), d)`, value by value, for operators of which the first
+/// [`Op::comes_before`] the second; `a` are values. What a second operator lacks is not read.
 #[inline(always)]
-pub(super) fn apply_two(first: Op, second: Op, out: &mut [f32], operands: [Source; 3]) {
+pub(super) fn apply_two(first: Op, second: Op, out: &mut [f32], operands: [Source; 4]) {
+    let [a, b, c, d] = operands;
+    let operands = [a, b, c];
     match first {
         Op::Add => then(second, out, operands, |x, y| x + y),
         Op::Sub => then(second, out, operands, |x, y| x - y),
@@ -162,6 +168,11 @@ pub(super) fn apply_two(first: Op, second: Op, out: &mut [f32], operands: [Sourc
         Op::Min => then(second, out, operands, min),
         Op::Less => then(second, out, operands, |x, y| truth(x < y)),
         Op::Greater => then(second, out, operands, |x, y| truth(x > y)),
+        Op::Between => {
+            if let (One(low), One(high)) = (b, c) {
+                binary(out, a, d, |x, y| between(x, low, high) * y);
+            }
+        }
         _ => {}
     }
 }
@@ -184,16 +195,15 @@ pub(super) fn truth(x: bool) -> f32 {
     if x { 1.0 } else { 0.0 }
 }
 
+#[inline(always)]
+fn between(x: f32, low: f32, high: f32) -> f32 {
+    truth((x > low) & (x < high))
+}
+
 /// A comparison that NaN fails keeps NaN.
 #[inline(always)]
 fn relu(x: f32) -> f32 {
     if x < 0.0 { 0.0 } else { x }
-}
-
-/// The smaller, or NaN if one is.
-#[inline(always)]
-fn min(x: f32, y: f32) -> f32 {
-    if x < y || x.is_nan() { x } else { y }
 }
 
 // Plain loops: `for_each` over zipped slices may stay a function of its own, compiled for the oldest processors.

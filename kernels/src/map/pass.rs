@@ -1,5 +1,6 @@
 //! What one sweep over a tile computes: an operator, or two of which the second is the only one that needs the first's
-//! result. That result then never leaves the registers.
+//! result, which then never leaves the registers; likewise the gradient of a clipping, which is whatever lies between two
+//! numbers.
 
 use super::plan::{Extent, Results, Statistic, Target};
 use super::{MapProgram, Op};
@@ -19,7 +20,7 @@ pub(super) struct Pass {
 pub(super) enum Kind {
     /// `op(a, b, c)`.
     One(Op),
-    /// `second(first(a, b), c)`; `a` has a value a position.
+    /// `second(first(a, b), c)`, or the second has `d` if the first has `c`; `a` has a value a position.
     Two(Op, Op),
     /// A reduction over axes that are not the rows: of `a`, or the sum or mean of `a * b`.
     Sums(Statistic),
@@ -56,14 +57,13 @@ pub(super) fn passes(program: &MapProgram, extents: &[Extent], results: &Results
     for pass in passes {
         // The earlier pass whose result nothing else needs.
         let own = |arg: usize| at[arg].filter(|_| uses[arg] == 1 && !leaves(arg) && extents[arg] == Extent::All);
-        let joined = pass.args.iter().enumerate().find_map(|(slot, &arg)| {
-            let index = own(arg)?;
-            Some((index, join(fused[index].as_ref()?, &pass, slot, extents)?))
-        });
-        let pass = joined.map_or(pass, |(index, joined)| {
-            fused[index] = None;
-            joined
-        });
+        let earlier: Vec<Option<usize>> = pass.args.iter().map(|&arg| own(arg)).collect();
+        let made = |slot: usize| fused[(*earlier.get(slot)?)?].as_ref();
+        let both = || Some((between(made(0)?, made(1)?, &pass, extents)?, 0..2));
+        let one = |slot: usize| Some((join(made(slot)?, &pass, slot, extents)?, slot..slot + 1));
+        let found = both().or_else(|| (0..earlier.len()).find_map(one));
+        let (pass, joined) = found.unwrap_or((pass, 0..0));
+        earlier[joined].iter().flatten().for_each(|&index| fused[index] = None);
         at[pass.value] = Some(fused.len());
         fused.push(Some(pass));
     }
@@ -79,7 +79,7 @@ fn join(first: &Pass, second: &Pass, slot: usize, extents: &[Extent]) -> Option<
         {
             Kind::Sums(statistic)
         }
-        (Kind::One(a), Kind::One(b)) if a.comes_first() && b.comes_second() && extents[second.value] == Extent::All => {
+        (Kind::One(a), Kind::One(b)) if a.comes_before(b) && extents[second.value] == Extent::All => {
             if extents[args[0]] != Extent::All {
                 args.swap(0, 1);
                 if !a.commutes() {
@@ -97,4 +97,19 @@ fn join(first: &Pass, second: &Pass, slot: usize, extents: &[Extent]) -> Option<
         _ => return None,
     };
     Some(Pass { value: second.value, kind, args })
+}
+
+/// Two comparisons of the same values with numbers and their conjunction, as one pass.
+fn between(a: &Pass, b: &Pass, both: &Pass, extents: &[Extent]) -> Option<Pass> {
+    let (above, below) = match (a.kind, b.kind) {
+        (Kind::One(Op::Greater), Kind::One(Op::Less)) => (a, b),
+        (Kind::One(Op::Less), Kind::One(Op::Greater)) => (b, a),
+        _ => return None,
+    };
+    let (x, low, high) = (above.args[0], above.args[1], below.args[1]);
+    let fits = both.kind == Kind::One(Op::Mul)
+        && below.args[0] == x
+        && extents[x] == Extent::All
+        && [low, high].iter().all(|&bound| extents[bound] == Extent::One);
+    fits.then(|| Pass { value: both.value, kind: Kind::One(Op::Between), args: vec![x, low, high] })
 }

@@ -3,7 +3,7 @@
 use super::MapInput;
 use super::plan::{MapKernel, Statistic, Target};
 use super::sums::Sums;
-use super::worker::Worker;
+use super::worker::{Spread, Worker};
 use crate::error::{KernelError, check_len};
 use crate::parallel::{Parallelism, piece};
 use crate::vector::vectorised;
@@ -49,12 +49,13 @@ impl MapKernel {
         let parallelism = if threads == 1 { Parallelism::Serial } else { parallelism };
         parallelism.for_each(pieces.iter_mut().collect(), |piece: &mut Piece| {
             let mut worker = Worker::new(self, inputs);
+            let mut spread = Spread::default();
             vectorised(
                 // A loop and not an iterator's closure: only what is inlined here is compiled for them.
                 #[inline(always)]
                 || {
                     for i in piece.tiles.clone() {
-                        worker.tile(&self.layout.at(i), &mut piece.outputs);
+                        worker.tile(&self.layout.at(i), &mut piece.outputs, &mut piece.sums, &mut spread);
                     }
                 },
             );
@@ -65,30 +66,22 @@ impl MapKernel {
 
     /// The tiles cut into contiguous pieces, each with its part of every output.
     fn pieces<'o>(&self, tiles: usize, threads: usize, outputs: &'o mut [&mut [f32]]) -> Vec<Piece<'o>> {
-        let mut pieces: Vec<Piece> = (0..threads)
-            .map(|i| Piece { tiles: piece(tiles, threads, i), outputs: Vec::with_capacity(outputs.len()) })
-            .collect();
-        for (i, (output, (_, target, len))) in outputs.iter_mut().zip(&self.results).enumerate() {
+        let sums = || self.results.iter().enumerate().map(|(j, result)| new_sums(j, result)).collect();
+        let mut pieces: Vec<Piece> =
+            (0..threads).map(|i| Piece { tiles: piece(tiles, threads, i), outputs: vec![], sums: sums() }).collect();
+        for (output, (_, target, len)) in outputs.iter_mut().zip(&self.results) {
             let mut rest: &mut [f32] = output;
             let mut done = 0;
             for piece in &mut pieces {
-                if let Target::Sums { statistic, from } = target {
-                    let sums = match statistic {
-                        _ if *from != i => Sums::Nothing,
-                        Statistic::Variance => Sums::moments(*len),
-                        Statistic::Sum | Statistic::Mean => Sums::totals(*len),
-                    };
-                    // The first piece has the output itself to write the sums to.
-                    piece.outputs.push(Output { start: 0, values: take(&mut rest), sums });
-                    continue;
-                }
                 let end = match target {
+                    // The first piece has all of it, to write the sums to.
+                    Target::Sums { .. } => *len,
                     _ if piece.tiles.end == tiles => *len,
                     Target::All => self.layout.at(piece.tiles.end).start,
-                    _ => self.layout.at(piece.tiles.end).row,
+                    Target::Rows => self.layout.at(piece.tiles.end).row,
                 };
                 let (values, later) = take(&mut rest).split_at_mut(end - done);
-                piece.outputs.push(Output { start: done, values, sums: Sums::Nothing });
+                piece.outputs.push(Output { start: done, values });
                 (rest, done) = (later, end);
             }
         }
@@ -98,15 +91,14 @@ impl MapKernel {
     /// Merges the pieces' sums in their order.
     fn finish(&self, mut pieces: Vec<Piece>) {
         let Some((first, others)) = pieces.split_first_mut() else { return };
-        for (i, output) in first.outputs.iter_mut().enumerate() {
-            others.iter().for_each(|piece| output.sums.merge(&piece.outputs[i].sums));
+        for (j, sums) in first.sums.iter_mut().enumerate() {
+            others.iter().for_each(|piece| sums.merge(&piece.sums[j]));
         }
         let factor = 1.0 / self.reduced as f64;
-        for (i, (_, target, _)) in self.results.iter().enumerate() {
+        for (output, (_, target, _)) in first.outputs.iter_mut().zip(&self.results) {
             let Target::Sums { statistic, from } = target else { continue };
-            let values = take(&mut first.outputs[i].values);
-            let sums = &first.outputs[*from].sums;
-            for (at, value) in values.iter_mut().enumerate() {
+            let sums = &first.sums[*from];
+            for (at, value) in output.values.iter_mut().enumerate() {
                 *value = match statistic {
                     Statistic::Sum => sums.sum(at),
                     Statistic::Mean => sums.sum(at) * factor,
@@ -120,13 +112,25 @@ impl MapKernel {
 /// A thread's share of a map.
 struct Piece<'o> {
     tiles: Range<usize>,
+    /// Its part of every output.
     outputs: Vec<Output<'o>>,
+    /// By output.
+    sums: Vec<Sums>,
 }
 
-/// A thread's part of a result: values from `start` on, or sums of its own.
-#[derive(Default)]
+/// A thread's part of a result: values from `start` on.
 pub(super) struct Output<'o> {
     pub(super) start: usize,
     pub(super) values: &'o mut [f32],
-    pub(super) sums: Sums,
+}
+
+/// The sums that a result number `j` begins with, if it has its own.
+fn new_sums(j: usize, (_, target, len): &(usize, Target, usize)) -> Sums {
+    match target {
+        Target::Sums { statistic, from } if *from == j => match statistic {
+            Statistic::Variance => Sums::moments(*len),
+            Statistic::Sum | Statistic::Mean => Sums::totals(*len),
+        },
+        _ => Sums::Nothing,
+    }
 }

@@ -191,17 +191,8 @@ impl Moments {
 #[inline(always)]
 fn reduce_tile(values: &[f32], others: Option<&[f32]>, block: &Block, totals: &mut [f32]) {
     match (block.row, block.col, others) {
-        (_, 0, None) => {
-            for (total, values) in totals.iter_mut().zip(values.chunks_exact(block.together())) {
-                *total = reduce::sum(values);
-            }
-        }
-        (_, 0, Some(others)) => {
-            let others = others.chunks_exact(block.together());
-            for (total, (a, b)) in totals.iter_mut().zip(values.chunks_exact(block.together()).zip(others)) {
-                *total = reduce::sum_of_products(a, b);
-            }
-        }
+        (_, 0, None) => reduce::sums(values, block.together(), totals),
+        (_, 0, Some(others)) => reduce::sums_of_products(values, others, block.together(), totals),
         (0, _, _) => {
             totals.fill(0.0);
             for values in values.chunks_exact(block.cols) {
@@ -217,16 +208,11 @@ fn reduce_tile(values: &[f32], others: Option<&[f32]>, block: &Block, totals: &m
 /// Sums of deviations from the shifts and of their squares, by position.
 #[inline(always)]
 fn deviations(values: &[f32], block: &Block, shifts: &[f32], sums: &mut [f32], squares: &mut [f32]) {
-    let to = sums.iter_mut().zip(squares.iter_mut());
     if block.col == 0 {
-        for ((values, &shift), (sum, square)) in values.chunks_exact(block.together()).zip(shifts).zip(to) {
-            (*sum, *square) = reduce::deviations(values, shift);
-        }
-        return;
+        return reduce::deviations(values, block.together(), shifts, sums, squares);
     }
-    for (sum, square) in to {
-        (*sum, *square) = (0.0, 0.0);
-    }
+    sums.fill(0.0);
+    squares.fill(0.0);
     for values in values.chunks_exact(block.len()) {
         for ((&value, &shift), (sum, square)) in values.iter().zip(shifts).zip(sums.iter_mut().zip(squares.iter_mut()))
         {

@@ -35,9 +35,10 @@ pub(super) struct Worker<'m> {
     position: Vec<usize>,
     /// Where each input begins in the tile at hand.
     offsets: Vec<usize>,
-    /// Operands spread over the tile.
-    spread: [Lines; 3],
 }
+
+/// Operands spread over a tile.
+pub(super) type Spread = [Lines; 4];
 
 impl<'m> Worker<'m> {
     pub(super) fn new(map: &'m MapKernel, inputs: &'m [MapInput<'m>]) -> Self {
@@ -61,12 +62,11 @@ impl<'m> Worker<'m> {
             held: vec![None; count],
             position: vec![],
             offsets: vec![0; count],
-            spread: Default::default(),
         }
     }
 
     #[inline(always)]
-    pub(super) fn tile(&mut self, tile: &Tile, outputs: &mut [Output]) {
+    pub(super) fn tile(&mut self, tile: &Tile, outputs: &mut [Output], sums: &mut [Sums], whole: &mut Spread) {
         let map = self.map;
         map.layout.position(tile, &mut self.position);
         for i in 0..self.inputs.len() {
@@ -83,35 +83,43 @@ impl<'m> Worker<'m> {
             }
         }
         for pass in &map.passes {
-            match self.places[pass.value] {
-                Place::Output(home) => {
-                    // Taken out, so that operands can be read from the other outputs meanwhile.
-                    let whole = take(&mut outputs[home].values);
-                    self.pass(pass, tile, outputs, part(whole, outputs[home].start, tile));
-                    outputs[home].values = whole;
-                }
-                Place::Slot(slot) if !matches!(pass.kind, Kind::Sums(_)) => {
-                    let mut out = take(&mut self.slots[slot]);
-                    out.resize(len(map.extents[pass.value], tile));
-                    self.pass(pass, tile, outputs, &mut out);
-                    self.slots[slot] = out;
-                }
-                _ => {}
+            if !matches!(pass.kind, Kind::Sums(_)) {
+                self.make(pass, tile, outputs, whole);
             }
             for &j in &map.copies[pass.value] {
-                let mut output = take(&mut outputs[j]);
                 match &map.results[j].1 {
-                    Target::Sums { .. } => self.add(&pass.args, tile, outputs, &mut output.sums),
+                    Target::Sums { .. } => self.add(&pass.args, tile, outputs, &mut sums[j], whole),
                     Target::All => {
+                        let values = take(&mut outputs[j].values);
                         let own = self.value(pass.value, tile, outputs);
-                        spread(own, map.extents[pass.value], tile, part(output.values, output.start, tile));
+                        spread(own, map.extents[pass.value], tile, part(values, outputs[j].start, tile));
+                        outputs[j].values = values;
                     }
                     Target::Rows => {
+                        let output = &mut outputs[j];
                         let to = &mut output.values[tile.row - output.start..][..tile.rows];
                         to.copy_from_slice(&self.slots[map.slots[pass.value]][..tile.rows]);
                     }
                 }
-                outputs[j] = output;
+            }
+        }
+    }
+
+    /// Runs a pass over a tile. What it writes to is taken out, so that its operands can be read meanwhile.
+    #[inline(always)]
+    fn make(&mut self, pass: &Pass, tile: &Tile, outputs: &mut [Output], whole: &mut Spread) {
+        match self.places[pass.value] {
+            Place::Input => {}
+            Place::Output(home) => {
+                let values = take(&mut outputs[home].values);
+                self.pass(pass, tile, outputs, whole, part(values, outputs[home].start, tile));
+                outputs[home].values = values;
+            }
+            Place::Slot(slot) => {
+                let mut out = take(&mut self.slots[slot]);
+                out.resize(len(self.map.extents[pass.value], tile));
+                self.pass(pass, tile, outputs, whole, &mut out);
+                self.slots[slot] = out;
             }
         }
     }
@@ -161,9 +169,8 @@ impl<'m> Worker<'m> {
         }
     }
 
-    /// Runs a pass over a tile.
     #[inline(always)]
-    fn pass(&mut self, pass: &Pass, tile: &Tile, outputs: &[Output], out: &mut [f32]) {
+    fn pass(&self, pass: &Pass, tile: &Tile, outputs: &[Output], whole: &mut Spread, out: &mut [f32]) {
         let map = self.map;
         if let Kind::One(op) = pass.kind
             && op.reduces()
@@ -182,17 +189,16 @@ impl<'m> Worker<'m> {
             }
             return;
         }
-        let mut temporary = take(&mut self.spread);
-        let mut operands = [Source::One(0.0); 3];
-        for ((operand, &arg), temporary) in operands.iter_mut().zip(&pass.args).zip(temporary.iter_mut()) {
+        let mut operands = [Source::One(0.0); 4];
+        for ((operand, &arg), whole) in operands.iter_mut().zip(&pass.args).zip(whole) {
             let values = self.value(arg, tile, outputs);
             *operand = match map.extents[arg] {
                 Extent::One => Source::One(values[0]),
                 own if own == map.extents[pass.value] => Source::Values(&values[..out.len()]),
                 own => {
-                    temporary.resize(out.len());
-                    spread(values, own, tile, temporary);
-                    Source::Values(&temporary[..])
+                    whole.resize(out.len());
+                    spread(values, own, tile, whole);
+                    Source::Values(&whole[..])
                 }
             };
         }
@@ -201,35 +207,34 @@ impl<'m> Worker<'m> {
             Kind::Two(first, second) => op::apply_two(first, second, out, operands),
             Kind::Sums(_) => {}
         }
-        self.spread = temporary;
     }
 
     /// Adds a tile of a value, or of the product of two, to sums over axes that are not the rows.
     #[inline(always)]
-    fn add(&mut self, args: &[usize], tile: &Tile, outputs: &[Output], sums: &mut Sums) {
+    fn add(&self, args: &[usize], tile: &Tile, outputs: &[Output], sums: &mut Sums, whole: &mut Spread) {
         let strides = &self.map.sums;
         let (row, col) = (strides[strides.len() - 2], strides[strides.len() - 1]);
         let at = self.map.layout.offset(&self.position, strides);
         let block = Block { at, row, col, rows: tile.rows, cols: tile.cols };
         let all = tile.rows * tile.cols;
-        let mut temporary = take(&mut self.spread);
-        let [whole, ..] = &mut temporary;
+        let whole = &mut whole[0];
         let own = self.value(args[0], tile, outputs);
         let others = args.get(1).map(|&other| &self.value(other, tile, outputs)[..all]);
-        match (self.map.extents[args[0]], others) {
+        let (own, others) = match (self.map.extents[args[0]], others) {
             (Extent::All, Some(others)) if col != 0 => {
                 whole.resize(all);
-                op::apply(Op::Mul, whole, [Source::Values(&own[..all]), Source::Values(others), Source::One(0.0)]);
-                sums.add(whole, None, &block);
+                let [own, others] = [&own[..all], others].map(Source::Values);
+                op::apply(Op::Mul, whole, [own, others, Source::One(0.0), Source::One(0.0)]);
+                (&whole[..], None)
             }
-            (Extent::All, others) => sums.add(&own[..all], others, &block),
+            (Extent::All, others) => (&own[..all], others),
             (extent, _) => {
                 whole.resize(all);
                 spread(own, extent, tile, whole);
-                sums.add(whole, None, &block);
+                (&whole[..], None)
             }
-        }
-        self.spread = temporary;
+        };
+        sums.add(own, others, &block);
     }
 }
 
@@ -262,31 +267,25 @@ fn spread(values: &[f32], extent: Extent, tile: &Tile, out: &mut [f32]) {
 /// Reduces each row of a tile.
 #[inline(always)]
 fn reduce_rows(op: Op, values: &[f32], extent: Extent, tile: &Tile, out: &mut [f32]) {
-    let factor = 1.0 / tile.cols as f32;
-    for (r, out) in out.iter_mut().enumerate().take(tile.rows) {
-        // A value that is the same along the row is reduced as if it were spread.
-        let same = match extent {
-            Extent::One => values[0],
-            Extent::Rows => values[r],
-            Extent::All => {
-                let row = &values[r * tile.cols..][..tile.cols];
-                *out = match op {
-                    Op::ReduceMax => reduce::largest(row),
-                    Op::ReduceMean => reduce::sum(row) * factor,
-                    Op::ReduceVariance => {
-                        let (sum, squares) = reduce::deviations(row, reduce::sum(row) * factor);
-                        let variance = (squares - sum * (sum * factor)) * factor;
-                        if variance < 0.0 { 0.0 } else { variance }
-                    }
-                    _ => reduce::sum(row),
-                };
-                continue;
-            }
-        };
-        *out = match op {
-            Op::ReduceSum => same * tile.cols as f32,
-            Op::ReduceVariance => reduce::no_variance(same),
-            _ => same,
+    let cols = tile.cols as f32;
+    if extent == Extent::All {
+        match op {
+            Op::ReduceMax => reduce::largest(values, tile.cols, out),
+            Op::ReduceVariance => reduce::variances(values, tile.cols, out),
+            _ => reduce::sums(values, tile.cols, out),
+        }
+        if op == Op::ReduceMean {
+            out.iter_mut().for_each(|v| *v *= 1.0 / cols);
+        }
+        return;
+    }
+    // A value that is the same along the row is reduced as if it were spread.
+    spread(values, extent, tile, out);
+    for value in out.iter_mut() {
+        *value = match op {
+            Op::ReduceSum => *value * cols,
+            Op::ReduceVariance => reduce::no_variance(*value),
+            _ => *value,
         };
     }
 }
