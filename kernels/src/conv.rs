@@ -54,7 +54,7 @@ pub fn conv_grad_input(
     check_len("w", w, geometry.weight_len())?;
     check_len("gy", gy, geometry.output_len())?;
     check_len("gx", gx, geometry.input_len())?;
-    if (!geometry.is_depthwise() || geometry.group_out() == 1)
+    if !geometry.is_depthwise()
         && let Some(transposed) = geometry.transposed()
     {
         if winograd::suits(geometry) {

@@ -3,9 +3,10 @@
 use crate::geometry::ConvGeometry;
 use crate::matmul::{Mat, matmul};
 use crate::parallel::{Parallelism, piece};
+use crate::rows::{add_block, copy_block};
 use crate::scratch::with_scratch;
 use crate::share::Share;
-use crate::tile::{Tile, Window, add_block, copy_block};
+use crate::tile::{Tile, Window};
 use crate::transpose::transpose;
 use crate::vector::vectorised;
 

@@ -25,6 +25,7 @@ mod map;
 mod matmul;
 mod parallel;
 mod product;
+mod rows;
 mod scratch;
 mod share;
 mod tile;

@@ -5,6 +5,7 @@
 //! tile, `[channel][phase][image][row][column]`, zeros where the input is padded.
 
 use crate::geometry::ConvGeometry;
+use crate::rows::{copy_block, deinterleave, every_second};
 use crate::vector::vectorised;
 use std::ops::Range;
 
@@ -85,6 +86,18 @@ impl Axis {
         Self { stride, pad: g.pad_begin[axis], input: g.input[axis], phases, taps, reach }
     }
 
+    /// How positions of the input, in blocks of `stride`, read an output gradient: a tap reaches one place of each block
+    /// (returned for each tap), from the output position of the block's number, shifted.
+    fn adjoint(g: &ConvGeometry, axis: usize) -> (Self, Vec<usize>) {
+        let (stride, begin) = (g.stride[axis].min(isize::MAX as usize) as isize, g.pad_begin[axis] as isize);
+        let inputs = (0..g.kernel[axis]).map(|tap| (tap * g.dilation[axis]) as isize - begin);
+        let places = inputs.clone().map(|at| at.rem_euclid(stride) as usize).collect();
+        let pad = inputs.clone().map(|at| at.div_euclid(stride)).fold(0, isize::max);
+        let taps: Vec<_> = inputs.map(|at| (0, (pad - at.div_euclid(stride)) as usize)).collect();
+        let reach = taps.iter().map(|&(_, shift)| shift).max().unwrap_or(0);
+        (Self { stride: 1, pad: pad as usize, input: g.output[axis], phases: vec![0], taps, reach }, places)
+    }
+
     /// Of `len` positions of `phase` from output position `start` on, those inside the input, and where the first lies.
     fn inside(&self, phase: usize, start: usize, len: usize) -> (Range<usize>, usize) {
         let first = start * self.stride + self.phases[phase];
@@ -114,6 +127,18 @@ impl Window {
         Self { axes: [Axis::new(g, 0), Axis::new(g, 1)] }
     }
 
+    /// How the input gradient reads the output gradient, in blocks of as many rows and columns as the strides. Every tap
+    /// reaches one place of each block: its row for each tap of the first axis, its column for each of the second.
+    pub(crate) fn adjoint(g: &ConvGeometry) -> (Self, [Vec<usize>; 2]) {
+        let [(vertical, rows), (horizontal, cols)] = [0, 1].map(|axis| Axis::adjoint(g, axis));
+        (Self { axes: [vertical, horizontal] }, [rows, cols])
+    }
+
+    /// Planes of a channel.
+    pub(crate) fn phases(&self) -> usize {
+        self.axes.iter().map(|axis| axis.phases.len()).product()
+    }
+
     pub(crate) fn patch<'a>(&'a self, tile: &'a Tile) -> Patch<'a> {
         let plane = [tile.rows.len() + self.axes[0].reach, tile.cols.len() + self.axes[1].reach];
         Patch { window: self, tile, plane }
@@ -123,8 +148,7 @@ impl Window {
 impl Patch<'_> {
     /// Values of one channel.
     pub(crate) fn channel_len(&self) -> usize {
-        let [vertical, horizontal] = &self.window.axes;
-        vertical.phases.len() * horizontal.phases.len() * self.phase_len()
+        self.window.phases() * self.phase_len()
     }
 
     /// Values of one phase of one channel.
@@ -154,9 +178,13 @@ impl Patch<'_> {
 
     /// Copies a channel from `image(n)`, the channel's plane in image n of the input. What lies in the padding is left.
     pub(crate) fn fill<'x>(&self, channel: &mut [f32], image: impl Fn(usize) -> &'x [f32]) {
+        let [_, horizontal] = &self.window.axes;
         vectorised(
             #[inline(always)]
             || {
+                if horizontal.stride == 2 && horizontal.phases.len() == 2 {
+                    return self.fill_halves(channel, &image);
+                }
                 self.visit(
                     #[inline(always)]
                     |at, n, from, [rows, cols], step| {
@@ -175,6 +203,31 @@ impl Patch<'_> {
                 );
             },
         );
+    }
+
+    /// As [`Patch::fill`] where the columns have both phases of stride 2: a row is read once for the two.
+    #[inline(always)]
+    fn fill_halves<'x>(&self, channel: &mut [f32], image: &impl Fn(usize) -> &'x [f32]) {
+        let [vertical, horizontal] = &self.window.axes;
+        let [(even, x), (odd, z)] = [0, 1].map(|px| horizontal.inside(px, self.tile.cols.start, self.plane[1]));
+        let even_first = odd.is_empty() || x < z && !even.is_empty();
+        for (py, phases) in channel.chunks_mut(2 * self.phase_len()).take(vertical.phases.len()).enumerate() {
+            let (evens, odds) = phases.split_at_mut(self.phase_len());
+            let (rows, y) = vertical.inside(py, self.tile.rows.start, self.plane[0]);
+            for (i, n) in self.tile.images.clone().enumerate() {
+                let image = image(n);
+                for row in 0..rows.len() {
+                    let from = &image[(y + row * vertical.stride) * horizontal.input..][..horizontal.input];
+                    let at = (i * self.plane[0] + rows.start + row) * self.plane[1];
+                    let evens = &mut evens[at + even.start..][..even.len()];
+                    let odds = &mut odds[at + odd.start..][..odd.len()];
+                    match even_first {
+                        true => deinterleave(evens, odds, &from[x..]),
+                        false => deinterleave(odds, evens, &from[z..]),
+                    }
+                }
+            }
+        }
     }
 
     /// Adds a channel to an input gradient: `out` begins at the channel's plane in the tile's first image.
@@ -220,67 +273,6 @@ impl Patch<'_> {
                 }
             }
         }
-    }
-}
-
-/// Copies `rows` runs of `cols` values between two slices with the given distances from row to row.
-///
-/// Narrow maps are frequent and a call of `memcpy` a row is slow for them, so common widths are compiled in; a block without gaps is one run.
-#[inline(always)]
-pub(crate) fn copy_block(to: &mut [f32], to_stride: usize, from: &[f32], from_stride: usize, rows: usize, cols: usize) {
-    #[inline(always)]
-    fn fixed<const COLS: usize>(to: &mut [f32], to_stride: usize, from: &[f32], from_stride: usize, rows: usize) {
-        for row in 0..rows {
-            to[row * to_stride..][..COLS].copy_from_slice(&from[row * from_stride..][..COLS]);
-        }
-    }
-    macro_rules! widths {
-        ($($width:literal)*) => {
-            match cols {
-                _ if to_stride == cols && from_stride == cols => to[..rows * cols].copy_from_slice(&from[..rows * cols]),
-                $($width => fixed::<$width>(to, to_stride, from, from_stride, rows),)*
-                _ => {
-                    for row in 0..rows {
-                        copy_row(&mut to[row * to_stride..][..cols], &from[row * from_stride..][..cols]);
-                    }
-                }
-            }
-        };
-    }
-    widths!(1 2 3 4 5 6 7 8 9 10 12 14 16 24 28 32);
-}
-
-/// Copies one row in pieces of fixed length, the last of which may overlap the one before.
-#[inline(always)]
-fn copy_row(to: &mut [f32], from: &[f32]) {
-    const PIECE: usize = 16;
-    let cols = to.len();
-    if cols < PIECE {
-        return to.copy_from_slice(from);
-    }
-    for (to, from) in to.as_chunks_mut::<PIECE>().0.iter_mut().zip(from.as_chunks::<PIECE>().0) {
-        *to = *from;
-    }
-    if !cols.is_multiple_of(PIECE) {
-        to[cols - PIECE..].copy_from_slice(&from[cols - PIECE..]);
-    }
-}
-
-/// `to[i] = from[2 i]`; a plain loop over pairs, which compilers make vectors of.
-#[inline(always)]
-fn every_second(to: &mut [f32], from: &[f32]) {
-    let Some((last, to)) = to.split_last_mut() else { return };
-    *last = from[2 * to.len()];
-    for (to, from) in to.iter_mut().zip(from.as_chunks::<2>().0) {
-        *to = from[0];
-    }
-}
-
-/// As [`copy_block`], adding to what is there.
-pub(crate) fn add_block(to: &mut [f32], to_stride: usize, from: &[f32], from_stride: usize, rows: usize, cols: usize) {
-    for row in 0..rows {
-        let (to, from) = (&mut to[row * to_stride..][..cols], &from[row * from_stride..][..cols]);
-        to.iter_mut().zip(from).for_each(|(t, f)| *t += f);
     }
 }
 

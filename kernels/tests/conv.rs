@@ -183,6 +183,36 @@ fn transformed_tiles() {
     }
 }
 
+/// One input channel a group, with padding beyond the kernel, strides beyond it and rows of all remainders.
+#[test]
+fn depthwise_shapes() {
+    let mut rng = ChaCha8Rng::seed_from_u64(4);
+    let mut checked = 0;
+    while checked < 200 {
+        let mut pick = |options: &[usize]| options[rng.random_range(0..options.len())];
+        let mut pair = |options: &[usize]| [pick(options), pick(options)];
+        let mut case = Case {
+            input: pair(&[1, 2, 3, 5, 6, 8, 9, 12, 17, 24, 31, 48]),
+            kernel: pair(&[1, 2, 3, 3, 3, 5, 7]),
+            params: ConvParams {
+                stride: pair(&[1, 2, 2, 2, 3, 5]),
+                pad_begin: pair(&[0, 1, 1, 2, 3, 7]),
+                pad_end: pair(&[0, 1, 1, 2, 3, 7]),
+                dilation: pair(&[1, 1, 1, 2, 3]),
+                group: pick(&[1, 2, 5, 8]),
+            },
+            batch: pick(&[1, 2, 3, 7]),
+            channels: [0; 2],
+        };
+        case.channels = [case.params.group, case.params.group * pick(&[1, 1, 2])];
+        if matches!(case.geometry(), Err(KernelError::KernelTooLarge { .. })) {
+            continue;
+        }
+        check(&case, &mut rng);
+        checked += 1;
+    }
+}
+
 /// Shapes that the random ones do not reach: long rows (tiles within a row), maps of several tiles, many channels.
 #[test]
 fn chosen_shapes() {
@@ -210,6 +240,7 @@ fn chosen_shapes() {
         case(2, [600, 3], [3, 3], [3, 3], same),
         case(3, [6, 6], [60, 50], [3, 3], ConvParams { group: 6, ..same }),
         case(3, [6, 12], [60, 50], [3, 3], ConvParams { group: 6, ..halved }),
+        case(2, [2, 2], [3, 4], [2, 2], ConvParams { group: 2, stride: [usize::MAX, 1 << 60], ..same }),
         case(1, [1, 4], [1, 2], [1, 1], ConvParams { pad_begin: [0, 5], pad_end: [3, 0], stride: [3, 4], ..same }),
     ] {
         check(&case, &mut rng);
