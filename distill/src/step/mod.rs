@@ -6,7 +6,7 @@ mod seal;
 pub use minimise::{GradOptions, Group};
 
 use crate::{DistillError, Net, Outputs, ParamSet, Training};
-use limbeck_graph::{Cx, Form, Graph, MemoryPlan, ValueId, Var};
+use limbeck_graph::{Cx, Form, Graph, Lowering, MemoryPlan, ValueId, Var};
 use limbeck_runtime::{
     Distribution, Engine, Model, NoiseEntry, ScalarEntry, StateEntry, StateRole, StepManifest, TensorEntry,
 };
