@@ -171,6 +171,14 @@ impl MapKernel {
         }
     }
 
+    /// Whether an input is needed no more once a tile of an output is written, so that it can be read there.
+    pub(super) fn is_read_before(&self, input: usize, output: usize) -> bool {
+        let reads = |pass: &Pass| pass.args.contains(&input);
+        let writes = |pass: &Pass| self.homes[pass.value] == Some(output) || self.copies[pass.value].contains(&output);
+        let first = self.passes.iter().position(writes);
+        first.is_some_and(|first| !self.passes[first..].iter().any(reads))
+    }
+
     /// Values times operators: what a call costs.
     pub fn operations(&self) -> f64 {
         self.layout.len() as f64 * self.steps as f64

@@ -52,7 +52,10 @@ impl<'m> Worker<'m> {
         let place = |value: usize| match map.homes[value] {
             Some(home) => Place::Output(home),
             None if value < count && in_place(value) => Place::Input,
-            None => Place::Slot(map.slots[value]),
+            None => match inputs.get(value) {
+                Some(&MapInput::Output(j)) if map.is_read_before(value, j) => Place::Output(j),
+                _ => Place::Slot(map.slots[value]),
+            },
         };
         Worker {
             map,
@@ -72,7 +75,7 @@ impl<'m> Worker<'m> {
         for i in 0..self.inputs.len() {
             self.offsets[i] = map.layout.offset(&self.position, &map.inputs[i].0);
             match (self.places[i], self.inputs[i]) {
-                (_, MapInput::Output(j)) => {
+                (Place::Slot(_), MapInput::Output(j)) => {
                     let output = &outputs[j];
                     let values = &output.values[tile.start - output.start..][..tile.rows * tile.cols];
                     self.slots[i].resize(values.len());
