@@ -1,7 +1,7 @@
 //! The fused form: what becomes a map, and that it means the same as the nodes that it stands for.
 
 use limbeck_graph::ops::broadcast_shapes;
-use limbeck_graph::{Attr, Cx, Form, Graph, Node, TensorType, Var};
+use limbeck_graph::{Attr, Cx, Form, Graph, Lowering, Node, TensorType, Var};
 use limbeck_tensor::{DType, Tensor, TensorMap};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -202,6 +202,32 @@ fn reshapes_become_part_of_maps() {
     });
     let fused = check(&graph);
     assert_eq!(counts(&fused)[1], 0, "{:?}", fused.nodes().map(|(_, n)| &n.op).collect::<Vec<_>>());
+}
+
+/// A convolution and what follows it value by value.
+fn layer<'c>(x: Var<'c>, w: Var<'c>) -> Var<'c> {
+    let y = x.cx().op("Conv", &[x, w], &[("pads", Attr::Ints(vec![1; 4]))]);
+    (y.relu() * 0.5).tanh()
+}
+
+#[test]
+fn layers_that_nothing_updates_have_the_form_of_inference() {
+    let graph = built(|cx| {
+        let x = cx.input("x", DType::F32, &[2, 3, 6, 6]);
+        let w = cx.input("w", DType::F32, &[4, 4, 3, 3]);
+        let values = (0..108).map(|i| (i % 7) as f32 * 0.1 - 0.3).collect::<Vec<f32>>();
+        let fixed = cx.initializer("fixed", Tensor::new([4, 3, 3, 3], values).unwrap());
+        let first = layer(x, fixed);
+        cx.output("y", layer(first, w));
+    });
+    let how = Lowering { frozen: Form::Portable, ..Form::Fused.into() };
+    let ops = |graph: &Graph| graph.nodes().map(|(_, node)| node.op.clone()).collect::<Vec<_>>();
+    let partly = graph.lowered_around(how, &["w"]).unwrap();
+    assert_eq!(ops(&partly), ["Conv", "Relu", "Mul", "Tanh", "FusedConv", "Map"]);
+    let feeds = feeds(&graph, 3);
+    assert_eq!(partly.evaluate(&feeds).unwrap(), graph.evaluate(&feeds).unwrap());
+    let all = graph.lowered_around(how, &["x"]).unwrap();
+    assert_eq!(ops(&all), ["FusedConv", "Map", "FusedConv", "Map"], "x leads to every layer");
 }
 
 /// Attributes that do not fit are errors that say so, whatever they hold.

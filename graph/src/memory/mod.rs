@@ -52,8 +52,8 @@ impl Graph {
     }
 
     fn is_static(&self) -> Result<(), GraphError> {
-        let values = self.nodes().flat_map(|(_, node)| node.outputs.iter().flatten()).chain(&self.inputs);
-        values.map(|id| self.shape(*id).map(|_| ())).collect()
+        let mut values = self.nodes().flat_map(|(_, node)| node.outputs.iter().flatten()).chain(&self.inputs);
+        values.try_for_each(|id| self.shape(*id).map(|_| ()))
     }
 
     /// What tasks take, one after the other, with the node of each task and a value for each of theirs.

@@ -7,8 +7,9 @@
 use super::{
     NAME,
     call::{Call, Input, Node},
+    count::Counter,
     failed,
-    ffi::{Counter, check},
+    ffi::check,
 };
 use crate::{
     RuntimeError,

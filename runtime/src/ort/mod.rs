@@ -3,6 +3,8 @@
 #[allow(unsafe_code)]
 mod call;
 #[allow(unsafe_code)]
+mod count;
+#[allow(unsafe_code)]
 mod custom;
 #[allow(unsafe_code)]
 mod ffi;
@@ -107,7 +109,7 @@ impl Engine for Ort {
             let loaded = match options.count {
                 false => load(None)?,
                 true => {
-                    let counter = ffi::Counter::new()?;
+                    let counter = count::Counter::new()?;
                     counter.with(&self.environment, || load(Some(counter.clone())))?
                 }
             };
