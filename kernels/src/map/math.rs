@@ -66,7 +66,8 @@ pub(super) fn tanh(x: f32) -> f32 {
 #[inline(always)]
 pub(super) fn erf(x: f32) -> f32 {
     // All are positive: nothing cancels.
-    let over = [1.128_379_2, 0.192_535_27, 0.055_610_6, 0.004_200_044, 4.066_467_2e-4, 6.621_761_7e-6];
+    let over =
+        [std::f32::consts::FRAC_2_SQRT_PI, 0.192_535_27, 0.055_610_6, 0.004_200_044, 4.066_467_2e-4, 6.621_761_7e-6];
     let under = [1.0, 0.503_963_35, 0.117_270_81, 0.016_227_148, 0.001_409_825, 7.134_78e-5, 2.508_878e-7];
     let z = x * x;
     let near = x * polynomial(z, over) / polynomial(z, under);
