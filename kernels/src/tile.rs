@@ -267,7 +267,13 @@ impl Patch<'_> {
                 for n in self.tile.images.clone() {
                     if !rows.is_empty() && !cols.is_empty() {
                         let (start, size) = (at + rows.start * self.plane[1] + cols.start, [rows.len(), cols.len()]);
-                        block(start, n, y * width + x, size, [vertical.stride * width, horizontal.stride]);
+                        block(
+                            start,
+                            n,
+                            y * width + x,
+                            size,
+                            [vertical.stride.saturating_mul(width), horizontal.stride],
+                        );
                     }
                     at += self.strides()[0];
                 }
