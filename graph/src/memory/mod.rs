@@ -34,7 +34,7 @@ impl Graph {
     /// # Errors
     /// A value without a concrete shape, by name.
     pub fn memory_plan(&self, fed: &[&str]) -> Result<MemoryPlan, GraphError> {
-        self.is_static()?;
+        self.require_shapes()?;
         Ok(self.planned(self.work(&HashMap::new(), fed)))
     }
 
@@ -47,11 +47,12 @@ impl Graph {
     /// # Errors
     /// A value without a concrete shape, by name.
     pub fn onnx_runtime_plan(&self) -> Result<MemoryPlan, GraphError> {
-        self.is_static()?;
+        self.require_shapes()?;
         Ok(self.planned(onnx_runtime::work(self)))
     }
 
-    fn is_static(&self) -> Result<(), GraphError> {
+    /// An error that names a value without a concrete shape.
+    fn require_shapes(&self) -> Result<(), GraphError> {
         let mut values = self.nodes().flat_map(|(_, node)| node.outputs.iter().flatten()).chain(&self.inputs);
         values.try_for_each(|id| self.shape(*id).map(|_| ()))
     }

@@ -1,12 +1,10 @@
 //! How ONNX Runtime runs a graph on the processor: in what order it takes the nodes, and in which blocks of memory it puts
 //! what they make. The library's optimiser comes before that and is not followed.
 
+use super::VIEWS;
 use crate::{Graph, LIMBECK, Node, NodeId, ValueId};
 use limbeck_plan::{Task, Work};
 use std::collections::{HashMap, HashSet};
-
-/// Operators whose result lies where their first operand does.
-const VIEWS: &[&str] = &["Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze"];
 
 /// Operators whose kernel may write over its first operand. Arithmetic is not among them.
 const IN_PLACE: &[&str] = &[
@@ -28,7 +26,7 @@ const IN_PLACE: &[&str] = &[
     "Trilu",
 ];
 
-/// So many operands and results of a map may share memory, the first ones, each with each.
+/// So many operands and results of a map may share memory, the first ones, each with each: what the runtime tells the library.
 const SHARED: (usize, usize) = (16, 8);
 
 /// The graph as tasks in ONNX Runtime's order, with the node of each. The values of the work are blocks of memory, each

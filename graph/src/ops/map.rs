@@ -67,7 +67,7 @@ pub(crate) fn is_element_wise(op: &str) -> bool {
 pub(crate) const REDUCTIONS: &[&str] = &["ReduceMax", "ReduceMean", "ReduceSum", VARIANCE];
 
 /// The one reduction that is no operator of ai.onnx: the mean of the squared distances from the mean.
-const VARIANCE: &str = "ReduceVariance";
+pub(crate) const VARIANCE: &str = "ReduceVariance";
 
 /// How a map's operands and results belong to the times that its chain runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,7 +99,7 @@ impl Times {
     }
 
     /// The operands of a time, by their numbers among the node's.
-    pub(crate) fn operands(&self, time: usize) -> impl Iterator<Item = usize> + Clone + use<> {
+    pub(crate) fn operands(&self, time: usize) -> impl Iterator<Item = usize> + use<> {
         let first = self.shared + time * self.own[0];
         (0..self.shared).chain(first..first + self.own[0])
     }

@@ -61,9 +61,10 @@ impl Pool {
 /// The most that glibc's malloc learns from one block: 32 MiB.
 const MOST_LEARNT: usize = 32 << 20;
 
-/// Keeps what a run gives back from being returned to the system and asked for again, page by page, within the next run. glibc's malloc
-/// returns free memory beyond twice the largest mapped block that was ever freed (mallopt(3), on M_MMAP_THRESHOLD), so a
-/// block of half a run's memory, which is never touched, makes it keep as much as a run takes. Others do not mind.
+/// Keeps what a run gives back from being returned to the system and asked for again, page by page, within the next run.
+/// glibc's malloc returns free memory beyond twice the largest mapped block that was ever freed (mallopt(3), on
+/// M_MMAP_THRESHOLD), so a block of half a run's memory, which is never touched, makes it keep as much as a run takes.
+/// Others do not mind.
 pub(super) fn keep_heap(run_bytes: u64) {
     let len = usize::try_from(run_bytes / 2).unwrap_or(MOST_LEARNT).min(MOST_LEARNT);
     drop(black_box(Vec::<u8>::with_capacity(len)));

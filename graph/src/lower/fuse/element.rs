@@ -1,7 +1,6 @@
 //! Which nodes a map can hold.
 
-use super::variance::VARIANCE;
-use crate::ops::map::{ELEMENT_WISE, REDUCTIONS};
+use crate::ops::map::{ELEMENT_WISE, REDUCTIONS, VARIANCE};
 use crate::{Graph, LIMBECK, Node, TensorType, ValueId};
 use limbeck_tensor::DType;
 

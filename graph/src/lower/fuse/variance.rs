@@ -2,12 +2,10 @@
 //! takes.
 
 use super::element::{Element, element, is_row, kept};
+use crate::ops::map::VARIANCE;
 use crate::{Graph, LIMBECK, Node, NodeId, ValueId};
 
-/// The reduction that stands for a variance between lowering and grouping.
-pub(super) const VARIANCE: &str = "ReduceVariance";
-
-/// Replaces variances over other axes than rows, whose map has the mean at hand.
+/// Replaces variances by the reduction that maps have for them, but over rows, whose map has the mean at hand.
 pub(super) fn find(graph: &mut Graph) {
     for id in graph.node_ids() {
         if let Some(x) = of_variance(graph, id) {
