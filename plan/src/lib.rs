@@ -2,7 +2,10 @@
 //! nothing of graphs and engines: whoever has one describes it as a [`Work`].
 #![forbid(unsafe_code)]
 
+mod depth_first;
 mod order;
+
+pub use depth_first::{depth_first, placed_for_depth_first};
 
 /// A value of a [`Work`], by its number.
 pub type ValueId = usize;

@@ -3,7 +3,7 @@
 
 use super::VIEWS;
 use crate::{Graph, LIMBECK, Node, NodeId, ValueId};
-use limbeck_plan::{Task, Work};
+use limbeck_plan::{Task, Work, depth_first, placed_for_depth_first};
 use std::collections::{HashMap, HashSet};
 
 /// Operators whose kernel may write over its first operand. Arithmetic is not among them.
@@ -78,33 +78,22 @@ fn beside(graph: &Graph, node: &Node, result: ValueId) -> u64 {
     if node.is("", "Where") { 2 * graph.bytes_of(result) } else { 0 }
 }
 
-/// The order of running: back from the nodes that make nothing for others, depth first through the makers of what each
-/// reads, in both cases those first that stand last in the graph. A node runs when all that it reads is there.
+/// The order of running, for nodes that are placed as Limbeck's runtime places them.
 fn order(graph: &Graph) -> Vec<NodeId> {
     let nodes = graph.node_ids();
+    let makers = makers(graph, &nodes);
+    let placed: Vec<NodeId> = placed_for_depth_first(&makers).into_iter().map(|n| nodes[n]).collect();
+    depth_first(&self::makers(graph, &placed)).into_iter().map(|n| placed[n]).collect()
+}
+
+/// For each node, the nodes that make what it reads, by where they stand.
+fn makers(graph: &Graph, nodes: &[NodeId]) -> Vec<Vec<usize>> {
     let places: HashMap<NodeId, usize> = nodes.iter().enumerate().map(|(place, &id)| (id, place)).collect();
-    let makers = |id: NodeId| {
-        let makers = graph.node(id).reads().into_iter().filter_map(|v| graph.producer(v));
-        let mut makers: Vec<usize> = makers.filter_map(|id| places.get(&id).copied()).collect();
-        makers.sort_unstable();
-        makers.dedup();
-        makers
+    let makers = |id: &NodeId| {
+        let makers = graph.node(*id).reads().into_iter().filter_map(|v| graph.producer(v));
+        makers.filter_map(|id| places.get(&id).copied()).collect()
     };
-    let makers: Vec<Vec<usize>> = nodes.iter().map(|&id| makers(id)).collect();
-    let read: HashSet<usize> = makers.iter().flatten().copied().collect();
-    // A node, and whether all that it reads was visited.
-    let mut stack: Vec<(usize, bool)> = (0..nodes.len()).filter(|n| !read.contains(n)).map(|n| (n, false)).collect();
-    let mut seen = vec![false; nodes.len()];
-    let mut order = Vec::with_capacity(nodes.len());
-    while let Some((node, ready)) = stack.pop() {
-        if ready {
-            order.push(nodes[node]);
-        } else if !std::mem::replace(&mut seen[node], true) {
-            stack.push((node, true));
-            stack.extend(makers[node].iter().filter(|&&n| !seen[n]).map(|&n| (n, false)));
-        }
-    }
-    order
+    nodes.iter().map(makers).collect()
 }
 
 /// The block of each value, which is named by the first value in it.

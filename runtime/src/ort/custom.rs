@@ -36,9 +36,6 @@ use std::{
     },
 };
 
-/// Operators that are left to ONNX Runtime's own: the functions of the file stand for them.
-const BY_FUNCTION: &[&str] = &["FusedMatMul"];
-
 /// The domain with the operators of one model. Its sessions point into it, so it must outlive them.
 pub(super) struct Operators {
     domain: NonNull<OrtCustomOpDomain>,
@@ -128,7 +125,7 @@ impl Loaded {
     ///
     /// # Errors
     /// An unknown type of node; what ONNX Runtime says; nodes without kernels, which would run as the functions that the
-    /// file defines them by, but for [`BY_FUNCTION`].
+    /// file defines them by.
     pub(super) fn new(
         mut builder: SessionBuilder,
         model: &[u8],
@@ -142,7 +139,7 @@ impl Loaded {
         if !unknown.is_empty() {
             return Err(RuntimeError::UnsupportedOps { engine: NAME, ops: unknown });
         }
-        let types: Vec<_> = types.into_iter().flatten().filter(|(_, op)| !BY_FUNCTION.contains(op)).collect();
+        let types: Vec<_> = types.into_iter().flatten().collect();
         let operators = match types.is_empty() {
             true => None,
             false => Some(Arc::new(Operators::new(&types, threads)?)),

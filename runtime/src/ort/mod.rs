@@ -11,6 +11,7 @@ mod ffi;
 mod nodes;
 mod probe;
 mod program;
+mod rewrite;
 
 use crate::{
     Form, RuntimeError,
@@ -104,8 +105,11 @@ impl Engine for Ort {
         guarded(NAME, "compile the model", || {
             let builder = self.builder(model, options).map_err(|e| failed("load the model", e))?;
             // On a device the functions of the file stand for Limbeck's own operators.
-            let own = if options.device == Device::Cpu { nodes::own(&model.bytes)? } else { BTreeMap::new() };
-            let load = |counter| custom::Loaded::new(builder, &model.bytes, &own, options.thread_count(), counter);
+            let own = options.device == Device::Cpu && !nodes::own(&model.bytes)?.is_empty();
+            let rewritten = if own { Some(rewrite::for_library(&model.bytes)?) } else { None };
+            let bytes = rewritten.as_deref().unwrap_or(&model.bytes);
+            let own = if own { nodes::own(bytes)? } else { BTreeMap::new() };
+            let load = |counter| custom::Loaded::new(builder, bytes, &own, options.thread_count(), counter);
             let loaded = match options.count {
                 false => load(None)?,
                 true => {

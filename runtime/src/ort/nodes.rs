@@ -1,45 +1,74 @@
-//! Counts a model's nodes of Limbeck's own operators: a session that lacks kernels for them would not fail, it would run
-//! the functions that the file defines them by.
+//! What is read of a model's nodes before the library reads the model. Those of Limbeck's own operators are counted: a session
+//! that lacks kernels for them would not fail, it would run the functions that the file defines them by.
 
 use super::failed;
 use crate::{RuntimeError, fused::DOMAIN};
-use prost::Message;
+use prost::{DecodeError, Message};
 use std::collections::BTreeMap;
 
-#[derive(Message)]
-struct Model {
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Model {
     #[prost(message, optional, tag = "7")]
-    graph: Option<Graph>,
+    pub(super) graph: Option<Graph>,
+    #[prost(message, repeated, tag = "8")]
+    pub(super) opsets: Vec<OperatorSet>,
 }
 
-#[derive(Message)]
-struct Graph {
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct OperatorSet {
+    #[prost(string, tag = "1")]
+    pub(super) domain: String,
+    #[prost(int64, tag = "2")]
+    pub(super) version: i64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Graph {
     #[prost(message, repeated, tag = "1")]
-    nodes: Vec<Node>,
+    pub(super) nodes: Vec<Node>,
 }
 
-#[derive(Message)]
-struct Node {
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Node {
+    #[prost(string, repeated, tag = "1")]
+    pub(super) inputs: Vec<String>,
+    #[prost(string, repeated, tag = "2")]
+    pub(super) outputs: Vec<String>,
     #[prost(string, tag = "4")]
-    op_type: String,
+    pub(super) op_type: String,
     #[prost(string, tag = "7")]
-    domain: String,
+    pub(super) domain: String,
     #[prost(message, repeated, tag = "5")]
-    attributes: Vec<Attribute>,
+    pub(super) attributes: Vec<Attribute>,
 }
 
-#[derive(Message)]
-struct Attribute {
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Attribute {
     #[prost(message, optional, tag = "6")]
-    graph: Option<Graph>,
+    pub(super) graph: Option<Graph>,
     #[prost(message, repeated, tag = "11")]
-    graphs: Vec<Graph>,
+    pub(super) graphs: Vec<Graph>,
+}
+
+impl Node {
+    fn subgraphs(&self) -> impl Iterator<Item = &Graph> {
+        self.attributes.iter().flat_map(|a| a.graph.iter().chain(&a.graphs))
+    }
+
+    /// Names that it or a node of its subgraphs reads.
+    pub(super) fn reads(&self) -> Vec<&str> {
+        let inner = self.subgraphs().flat_map(|graph| &graph.nodes).flat_map(Node::reads);
+        self.inputs.iter().map(String::as_str).chain(inner).collect()
+    }
+}
+
+pub(super) fn damaged(e: DecodeError) -> RuntimeError {
+    failed("read the model", format!("not an ONNX file, or truncated or damaged: {e}"))
 }
 
 /// Operator types of the domain with their numbers of nodes, subgraphs included.
 pub(super) fn own(model: &[u8]) -> Result<BTreeMap<String, usize>, RuntimeError> {
-    let model = Model::decode(model)
-        .map_err(|e| failed("read the model", format!("not an ONNX file, or truncated or damaged: {e}")))?;
+    let model = Model::decode(model).map_err(damaged)?;
     let mut counts = BTreeMap::new();
     model.graph.iter().for_each(|graph| count(graph, &mut counts));
     Ok(counts)
@@ -50,7 +79,6 @@ fn count(graph: &Graph, counts: &mut BTreeMap<String, usize>) {
         if node.domain == DOMAIN {
             *counts.entry(node.op_type.clone()).or_default() += 1;
         }
-        let subgraphs = node.attributes.iter().flat_map(|a| a.graph.iter().chain(&a.graphs));
-        subgraphs.for_each(|graph| count(graph, counts));
+        node.subgraphs().for_each(|graph| count(graph, counts));
     }
 }
