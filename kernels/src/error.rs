@@ -36,6 +36,12 @@ pub enum KernelError {
         /// What was being computed.
         what: &'static str,
     },
+    /// A matrix product whose factors do not fit.
+    #[error("matrix product: {reason}")]
+    Product {
+        /// What is wrong.
+        reason: String,
+    },
     /// A map that is malformed, or does not fit its inputs.
     #[error("map: {reason}")]
     Map {

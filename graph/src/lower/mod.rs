@@ -20,6 +20,7 @@ mod slices;
 mod sums;
 #[cfg(test)]
 mod tests;
+mod transposed;
 mod window;
 
 use crate::ops::map::body;
@@ -119,6 +120,7 @@ impl Graph {
         graph.derive_sums();
         graph.remove_dead();
         if form == Form::Fused {
+            transposed::absorb(&mut graph);
             if recompute {
                 graph.recompute();
             }

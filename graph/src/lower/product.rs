@@ -56,15 +56,18 @@ fn untransposed<'c>(cx: &'c Cx, v: Var<'c>) -> (Var<'c>, bool) {
     source().map_or((v, false), |id| (cx.var(id), true))
 }
 
-/// The product in standard operators.
+/// The product in standard operators, where an order of axes is a transposition.
 pub(super) fn portable<'c>(node: &Node, a: Var<'c>, b: Var<'c>) -> Lowered<'c> {
     if a.rank() < 2 || b.rank() < 2 {
         op_bail!("FusedMatMul multiplies matrices, not {a:?} and {b:?}");
     }
     let (ta, tb) = (flag(node, "transA"), flag(node, "transB"));
+    let order = |name: &str| node.ints(name).map(|axes| axes.iter().map(|&axis| axis as usize).collect::<Vec<_>>());
+    let ordered = |v: Var<'c>, name: &str| order(name).map_or(v, |order| v.transpose(&order));
     if a.rank() == 2 && b.rank() == 2 {
         return Ok(a.gemm(b, None, ta, tb));
     }
     let turned = |v: Var<'c>, flag: bool| if flag { v.t() } else { v };
-    Ok(turned(a, ta).matmul(turned(b, tb)))
+    let (a, b) = (turned(ordered(a, "permA"), ta), turned(ordered(b, "permB"), tb));
+    Ok(ordered(a.matmul(b), "permY"))
 }

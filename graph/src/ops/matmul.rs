@@ -1,12 +1,12 @@
 //! Matrix products and determinants.
 
-use super::support::{flag_attr, float_attr, known, show, unify};
+use super::support::{flag_attr, float_attr, ints_attr, known, show, unify};
 use super::util::{
     Num, Types, Values, check_expands, check_size, expand, float_ty, fold_axes, number_ty, number2, same_dtype,
 };
 use super::{EvalCx, InferCx, OpSpec, broadcast_dims, broadcast_shapes, op, own};
 use crate::types::{Dim, TensorType};
-use crate::{Array, ArrayData, OpError, op_bail};
+use crate::{Array, ArrayData, Node, OpError, op_bail};
 use ndarray::{ArrayD, IxDyn};
 
 pub(super) const OPS: &[OpSpec] = &[
@@ -74,49 +74,62 @@ pub(super) fn matmul<T: Num>(a: &ArrayD<T>, b: &ArrayD<T>) -> Result<ArrayD<T>, 
     Ok(ArrayD::from_shape_vec(IxDyn(&out), values)?)
 }
 
-/// The last two axes exchanged if the flag `name` is set.
-fn exchanged<T: Clone>(cx: &crate::Node, name: &str, shape: &[T]) -> Result<Vec<T>, OpError> {
-    let mut shape = shape.to_vec();
-    let rank = shape.len();
+/// Axes in the order that the attribute `name` gives, which is that of `Transpose`; as they are without one.
+fn in_order<T: Clone>(node: &Node, name: &str, axes: &[T]) -> Result<Vec<T>, OpError> {
+    let Some(order) = ints_attr(node, name)? else { return Ok(axes.to_vec()) };
+    if order.len() != axes.len() || !(0..axes.len() as i64).all(|axis| order.contains(&axis)) {
+        op_bail!("{name} is {order:?}, which is no order of {} axes", axes.len());
+    }
+    Ok(order.iter().map(|&axis| axes[axis as usize].clone()).collect())
+}
+
+/// The axes of an operand of `FusedMatMul`, in their order and with the last two exchanged where the attributes say so.
+fn factor<T: Clone>(node: &Node, [order, flag]: [&str; 2], axes: &[T]) -> Result<Vec<T>, OpError> {
+    let mut axes = in_order(node, order, axes)?;
+    let rank = axes.len();
     if rank < 2 {
         op_bail!("FusedMatMul multiplies matrices, not tensors of rank {rank}");
     }
-    if flag_attr(cx, name, false)? {
-        shape.swap(rank - 2, rank - 1);
+    if flag_attr(node, flag, false)? {
+        axes.swap(rank - 2, rank - 1);
     }
-    Ok(shape)
+    Ok(axes)
 }
 
-/// `FusedMatMul`: `MatMul` of two tensors of rank 2 or more, whose last two axes are exchanged first where `transA` or
-/// `transB` say so; the batches are equal, or the second operand has none.
+/// Attributes of the operands of `FusedMatMul`.
+const FACTORS: [[&str; 2]; 2] = [["permA", "transA"], ["permB", "transB"]];
+
+/// `FusedMatMul`: `MatMul` of two tensors of rank 2 or more. The axes of each are first put in the order `permA` or `permB`,
+/// then the last two are exchanged where `transA` or `transB` say so; the batches are then equal, or the second operand has
+/// none. The axes of the product are put in the order `permY`.
 fn infer_fused(cx: &InferCx) -> Types {
     let (a, b) = (float_ty(cx, 0)?, float_ty(cx, 1)?);
     same_dtype(a, b)?;
     let can_be = |(x, y): (&Dim, &Dim)| x.unify(y).is_some();
     let batches = |x: &[Dim], y: &[Dim]| x.len() == y.len() && x.iter().zip(y).take(x.len().max(2) - 2).all(can_be);
     let dims = match (&a.dims, &b.dims) {
-        (Some(x), Some(y)) if y.len() == 2 || batches(x, y) => {
-            Some(matmul_dims(&exchanged(cx.node, "transA", x)?, &exchanged(cx.node, "transB", y)?)?)
+        (Some(x), Some(y)) => {
+            let (x, y) = (factor(cx.node, FACTORS[0], x)?, factor(cx.node, FACTORS[1], y)?);
+            if y.len() != 2 && !batches(&x, &y) {
+                op_bail!("the batches of {} and {} differ", show(&x), show(&y));
+            }
+            Some(in_order(cx.node, "permY", &matmul_dims(&x, &y)?)?)
         }
-        (Some(_), Some(_)) => op_bail!("the batches of {a} and {b} differ"),
         _ => None,
     };
     Ok(vec![TensorType { dtype: a.dtype, dims }])
 }
 
 fn eval_fused(cx: &EvalCx) -> Values {
-    let operand = |i: usize, name: &str| {
-        let array = cx.array(i)?;
-        let mut data = array.f()?.clone();
-        let rank = data.ndim();
-        exchanged(cx.node, name, array.shape())?;
-        if flag_attr(cx.node, name, false)? {
-            data.swap_axes(rank - 2, rank - 1);
-        }
-        Ok::<_, OpError>(data)
+    let operand = |i: usize| {
+        let data = cx.array(i)?.f()?.clone();
+        let axes: Vec<usize> = (0..data.ndim()).collect();
+        Ok::<_, OpError>(data.permuted_axes(factor(cx.node, FACTORS[i], &axes)?))
     };
-    let (a, b) = (operand(0, "transA")?, operand(1, "transB")?);
-    Ok(vec![Array::float(cx.array(0)?.dtype, matmul(&a, &b)?)])
+    let product = matmul(&operand(0)?, &operand(1)?)?;
+    let axes: Vec<usize> = (0..product.ndim()).collect();
+    let product = product.permuted_axes(in_order(cx.node, "permY", &axes)?);
+    Ok(vec![Array::float(cx.array(0)?.dtype, product)])
 }
 
 /// Product of two arrays of one dtype.

@@ -44,6 +44,8 @@ pub(super) struct Node {
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Attribute {
+    #[prost(string, tag = "1")]
+    pub(super) name: String,
     #[prost(message, optional, tag = "6")]
     pub(super) graph: Option<Graph>,
     #[prost(message, repeated, tag = "11")]

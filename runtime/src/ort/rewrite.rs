@@ -60,13 +60,19 @@ fn graph(graph: &[u8]) -> Result<Vec<u8>, DecodeError> {
     others.into_iter().for_each(|field| written.extend_from_slice(&graph[field.whole]));
     for n in order {
         let record = &graph[records[n].content.clone()];
-        if nodes[n].domain == DOMAIN && op_of(&nodes[n].op_type) == Some(PRODUCT) {
+        if is_product(&nodes[n]) {
             put(NODE, &product(record)?, &mut written);
         } else {
             put(NODE, record, &mut written);
         }
     }
     Ok(written)
+}
+
+/// Whether a node is a product that the library has too, which knows no other order of axes than that of its factors' last.
+fn is_product(node: &Node) -> bool {
+    let own = node.domain == DOMAIN && op_of(&node.op_type) == Some(PRODUCT);
+    own && !node.attributes.iter().any(|attribute| attribute.name.starts_with("perm"))
 }
 
 /// A node of Limbeck's product as one of the library's.
@@ -138,7 +144,7 @@ mod tests {
     fn step() -> Vec<Node> {
         let mut inner = node("If", &["cond"], &["gw1"]);
         let body = Graph { nodes: vec![node("Mul", &["x", "g1"], &["inner"])] };
-        inner.attributes.push(Attribute { graph: Some(body), graphs: vec![] });
+        inner.attributes.push(Attribute { name: "then_branch".into(), graph: Some(body), graphs: vec![] });
         vec![
             node("F1", &["x", "w1", ""], &["y1"]),
             node("F2", &["y1", "w2"], &["y2"]),
@@ -170,12 +176,14 @@ mod tests {
     #[test]
     fn products_become_the_librarys() {
         let own = |op: &str| Node { domain: DOMAIN.into(), ..node(op, &["a", "b"], &["c"]) };
-        let nodes = vec![own("FusedMatMul_3"), own("FusedMatMul"), own("Map_1"), node("FusedMatMul", &["a"], &["d"])];
+        let mut ordered = own("FusedMatMul_4");
+        ordered.attributes.push(Attribute { name: "permB".into(), ..Default::default() });
+        let nodes = vec![own("FusedMatMul_3"), own("FusedMatMul"), ordered, node("FusedMatMul", &["a"], &["d"])];
         let read = Model::decode(&for_library(&model(nodes)).unwrap()[..]).unwrap().graph.unwrap().nodes;
         let mut kinds: Vec<_> = read.iter().map(|node| (node.domain.as_str(), node.op_type.as_str())).collect();
         kinds.sort_unstable();
         let library = (LIBRARY, "FusedMatMul");
-        assert_eq!(kinds, [("", "FusedMatMul"), (DOMAIN, "Map_1"), library, library]);
+        assert_eq!(kinds, [("", "FusedMatMul"), (DOMAIN, "FusedMatMul_4"), library, library]);
         assert!(read.iter().filter(|node| node.domain == LIBRARY).all(|node| node.inputs == ["a", "b"]));
     }
 
