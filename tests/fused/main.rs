@@ -5,6 +5,7 @@
 mod maps;
 #[path = "../../benches/common/mod.rs"]
 mod nets;
+mod products;
 
 use limbeck::distill::{Net, Step};
 use limbeck::graph::{Attr, Cx, Form, Graph, ImportOptions, LIMBECK};

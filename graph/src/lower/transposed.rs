@@ -30,13 +30,22 @@ fn is_product(node: &Node) -> bool {
     node.is(LIMBECK, "FusedMatMul")
 }
 
-/// Operand, result and order of a transposition of more than two axes.
+/// Operand, result and order of a transposition of more than two axes, together with those before it.
 fn transposition(graph: &Graph, id: NodeId) -> Option<(ValueId, ValueId, Vec<i64>)> {
     let node = graph.node(id);
-    let (source, result) = (node.input(0)?, node.output(0)?);
+    let (mut source, result) = (node.input(0)?, node.output(0)?);
     let rank = graph.shape(source).ok()?.len();
-    let perm = node.ints("perm").map_or_else(|| (0..rank as i64).rev().collect(), <[i64]>::to_vec);
-    (node.is("", "Transpose") && rank > 2).then_some((source, result, perm))
+    let reversed = || (0..rank as i64).rev().collect();
+    let perm_of = |node: &Node| node.ints("perm").map_or_else(reversed, <[i64]>::to_vec);
+    if !node.is("", "Transpose") || rank <= 2 {
+        return None;
+    }
+    let mut perm = perm_of(node);
+    while let Some(before) = graph.producer(source).map(|id| graph.node(id)).filter(|node| node.is("", "Transpose")) {
+        source = before.input(0)?;
+        perm = after(&perm_of(before), &perm)?;
+    }
+    Some((source, result, perm))
 }
 
 /// The order that a node has under this name, or that of the axes as they are.
@@ -91,5 +100,75 @@ fn give_transposed(graph: &mut Graph, product: NodeId, readers: &HashMap<ValueId
         graph.remove_node(*reader);
         graph.set_outputs(product, vec![Some(given)]);
         set_order(graph.node_mut(product), RESULT, order);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{Cx, Form, Graph, Var};
+    use limbeck_tensor::DType;
+
+    /// Numbers of transpositions and of orders of products in the fused form of a product `[2, 3, 4, 5] x [2, 3, 5, 4]` of what
+    /// is made of two inputs of these shapes.
+    fn counts(shapes: [[usize; 4]; 2], make: impl for<'c> Fn(&'c Cx, Var<'c>, Var<'c>)) -> (usize, usize) {
+        let cx = Cx::new("g", DType::F32);
+        let [a, b] = [("a", shapes[0]), ("b", shapes[1])].map(|(name, shape)| cx.input(name, DType::F32, &shape));
+        make(&cx, a, b);
+        let graph: Graph = cx.finish().unwrap().lowered(Form::Fused).unwrap();
+        let orders = graph
+            .nodes()
+            .flat_map(|(_, n)| n.attrs.keys())
+            .filter(|name| ["permA", "permB", "permY"].contains(&name.as_str()));
+        (graph.nodes().filter(|(_, n)| n.op == "Transpose").count(), orders.count())
+    }
+
+    const HEADS: [usize; 4] = [0, 2, 1, 3];
+
+    #[test]
+    fn heads_of_an_attention_are_not_copied() {
+        let heads = [[2, 4, 3, 5], [2, 4, 3, 5]];
+        let all = counts(heads, |cx, q, k| {
+            let y = q.transpose(&HEADS).matmul(k.transpose(&[0, 2, 3, 1])).transpose(&HEADS);
+            cx.output("y", y.relu());
+        });
+        assert_eq!(all, (0, 3));
+        // One after the other, and by the flag that exchanges the last two.
+        let twice = counts(heads, |cx, q, k| {
+            let k = k.transpose(&HEADS).t();
+            cx.output("y", q.transpose(&[0, 1, 3, 2]).transpose(&[0, 3, 1, 2]).matmul(k) + 1.0);
+        });
+        assert_eq!(twice.0, 0, "{twice:?}");
+    }
+
+    #[test]
+    fn what_others_need_stays() {
+        let heads = [[2, 4, 3, 5], [2, 3, 5, 4]];
+        let read = counts(heads, |cx, q, k| {
+            let q = q.transpose(&HEADS);
+            cx.output("y", q.matmul(k) + 1.0);
+            cx.output("q", q.relu());
+        });
+        assert_eq!(read, (1, 0));
+        let given = counts(heads, |cx, q, k| {
+            let q = q.transpose(&HEADS);
+            let y = q.matmul(k);
+            cx.output("q", q);
+            cx.output("y", y.transpose(&HEADS) + 1.0);
+            cx.output("z", y + 1.0);
+        });
+        assert_eq!(given, (2, 0));
+    }
+
+    #[test]
+    fn orders_that_a_kernel_does_not_walk_stay() {
+        // The innermost axis would be one of the batch.
+        let batch = counts([[2, 4, 5, 3], [2, 3, 5, 4]], |cx, a, b| {
+            cx.output("y", a.transpose(&[0, 3, 1, 2]).matmul(b).transpose(&[0, 2, 3, 1]) + 1.0);
+        });
+        assert_eq!(batch, (2, 0));
+        let outermost = counts([[3, 2, 4, 5], [2, 3, 5, 4]], |cx, a, b| {
+            cx.output("y", a.transpose(&[1, 0, 2, 3]).matmul(b) + 1.0);
+        });
+        assert_eq!(outermost, (1, 0));
     }
 }
