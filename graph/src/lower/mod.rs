@@ -17,6 +17,7 @@ mod product;
 mod recompute;
 mod scan;
 mod slices;
+mod softmax;
 mod sums;
 #[cfg(test)]
 mod tests;
@@ -121,6 +122,8 @@ impl Graph {
         graph.remove_dead();
         if form == Form::Fused {
             transposed::absorb(&mut graph);
+            graph.derive_softmax();
+            graph.remove_dead();
             if recompute {
                 graph.recompute();
             }
