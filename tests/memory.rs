@@ -16,8 +16,9 @@ static ALLOCATOR: PeakAlloc = PeakAlloc;
 /// Bytes that small steps may take more on tract: what the matrix product packs, and the bookkeeping of a run.
 const PACKED: f64 = 128.0 * 1024.0;
 
-/// Bytes at the peak of each of five runs and after it, beyond those before the first, and what was planned.
-fn measured(case: &Case) -> Result<([(usize, usize); 5], Memory)> {
+/// Bytes at the peak of each of five runs and after it, beyond those before the first, what the engine planned, and what was
+/// planned of the step before there was an engine.
+fn measured(case: &Case) -> Result<([(usize, usize); 5], Memory, u64)> {
     let engine = engine("tract")?;
     let step = lowered(&train_step(case)?, engine)?;
     let rows = batch(case)?;
@@ -30,7 +31,7 @@ fn measured(case: &Case) -> Result<([(usize, usize); 5], Memory)> {
         *run = (ALLOCATOR.peak_usage() - before, ALLOCATOR.current_usage() - before);
     }
     let planned = trainer.memory().with_context(|| format!("{}: nothing is planned", case.name))?;
-    Ok((runs, planned))
+    Ok((runs, planned, step.memory_plan()?.peak_bytes))
 }
 
 /// One test: the allocator of the first part counts for the whole process.
@@ -48,13 +49,15 @@ fn tract_takes_what_is_planned() -> Result<()> {
     for case in cases()? {
         // A first round leaves behind what kernels keep for each thread.
         measured(&case)?;
-        let (runs, planned) = measured(&case)?;
+        let (runs, planned, before) = measured(&case)?;
         // State and constants are there before a run.
         let expected = (planned.peak - planned.given) as f64;
         let [.., (third, _), (fourth, idle), (fifth, still)] = runs;
         println!("{}: planned {expected}, measured {runs:?}, {} allocations", case.name, planned.allocations);
         let off = (fifth as f64 - expected).abs();
         ensure!(off <= (0.05 * expected).max(PACKED), "{}: planned {expected}, measured {runs:?}", case.name);
+        let apart = before.abs_diff(planned.peak) as f64;
+        ensure!(apart <= 0.05 * planned.peak as f64, "{}: the engine plans {planned:?}, the step {before}", case.name);
         ensure!(third == fourth && fourth == fifth && idle == still, "{}: runs grow: {runs:?}", case.name);
     }
     Ok(())

@@ -4,8 +4,10 @@
 
 mod depth_first;
 mod order;
+mod slots;
 
 pub use depth_first::{depth_first, placed_for_depth_first};
+pub use slots::{LEAST, Slots};
 
 /// A value of a [`Work`], by its number.
 pub type ValueId = usize;

@@ -3,17 +3,18 @@
 mod onnx_runtime;
 
 use crate::ops::map::{Times, is_element_wise};
-use crate::{Graph, GraphError, Node, NodeId, ValueId};
-use limbeck_plan::{Task, Work};
+use crate::{Graph, GraphError, LIMBECK, Node, NodeId, ValueId};
+use limbeck_plan::{Task, Usage, Work};
 use std::collections::HashMap;
 
 /// What a run of a graph takes, node after node in the graph's order, by liveness: a value takes memory from the node that
-/// makes it to the last that reads it, and a value-by-value operator writes over an operand that nothing else needs.
+/// makes it to the last that reads it, and a value-by-value operator writes over an operand that nothing else needs. What
+/// Limbeck's operators make and are the last to read lies in buffers that stay.
 /// What engines use beside values (packed operands, columns of convolutions) is not in it, and neither are the values within
 /// the body of a loop.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemoryPlan {
-    /// The most bytes at one time, all included.
+    /// The most bytes at one time, all included, and buffers whether they are in use or not.
     pub peak_bytes: u64,
     /// Bytes of constants and of inputs that are not fed, which are there throughout.
     pub given_bytes: u64,
@@ -35,7 +36,11 @@ impl Graph {
     /// A value without a concrete shape, by name.
     pub fn memory_plan(&self, fed: &[&str]) -> Result<MemoryPlan, GraphError> {
         self.require_shapes()?;
-        Ok(self.planned(self.work(&HashMap::new(), fed)))
+        let (work, nodes, values) = self.work(&HashMap::new(), fed);
+        let order: Vec<usize> = (0..nodes.len()).collect();
+        let usage = work.usage(&order);
+        let buffered = work.slots(&order, &usage, &|task| self.node(nodes[task]).domain == LIMBECK);
+        Ok(MemoryPlan { peak_bytes: buffered.peak, ..self.planned(&work, &usage, &nodes, &values) })
     }
 
     /// What a run takes on ONNX Runtime, which orders nodes and places values itself; all inputs are kept by someone else.
@@ -48,7 +53,9 @@ impl Graph {
     /// A value without a concrete shape, by name.
     pub fn onnx_runtime_plan(&self) -> Result<MemoryPlan, GraphError> {
         self.require_shapes()?;
-        Ok(self.planned(onnx_runtime::work(self)))
+        let (work, nodes, values) = onnx_runtime::work(self);
+        let usage = work.usage(&(0..nodes.len()).collect::<Vec<_>>());
+        Ok(self.planned(&work, &usage, &nodes, &values))
     }
 
     /// An error that names a value without a concrete shape.
@@ -57,9 +64,8 @@ impl Graph {
         values.try_for_each(|id| self.shape(*id).map(|_| ()))
     }
 
-    /// What tasks take, one after the other, with the node of each task and a value for each of theirs.
-    fn planned(&self, (work, nodes, values): (Work, Vec<NodeId>, Vec<ValueId>)) -> MemoryPlan {
-        let usage = work.usage(&(0..nodes.len()).collect::<Vec<_>>());
+    /// What tasks take, with the node of each and a value for each of theirs.
+    fn planned(&self, work: &Work, usage: &Usage, nodes: &[NodeId], values: &[ValueId]) -> MemoryPlan {
         let mut live: Vec<(String, u64)> =
             usage.live.iter().map(|&v| (self.name_of(values[v]).to_owned(), work.bytes(v))).collect();
         live.sort_by(|a, b| (b.1, &a.0).cmp(&(a.1, &b.0)));
@@ -124,7 +130,7 @@ impl Graph {
 
     /// Operands in whose place results may lie.
     fn in_place(&self, node: &Node) -> Vec<(ValueId, ValueId)> {
-        if node.is(crate::LIMBECK, "Map") {
+        if node.is(LIMBECK, "Map") {
             let Ok(times) = Times::of(node) else { return vec![] };
             let of_time = |time| {
                 let operands: Vec<ValueId> = times.operands(time).filter_map(|i| node.input(i)).collect();

@@ -142,8 +142,8 @@ impl EvalOp for Fused {
                 lent[i] = Some(j);
             }
         }
-        let filled = results.into_iter().zip(wanted);
-        let filled = filled.map(|(r, shape)| r.map_or_else(|| pool::tensor(shape, cx.node_id), Ok));
+        let filled = results.into_iter().zip(wanted).enumerate();
+        let filled = filled.map(|(j, (r, shape))| r.map_or_else(|| pool::tensor(shape, cx.node_id, j), Ok));
         let mut results = filled.collect::<TractResult<Vec<_>>>()?;
         let operands = (inputs.iter().zip(lent))
             .map(|(value, lent)| lent.map_or_else(|| elements(value), |j| Ok(Elements::Result(j))))

@@ -1,6 +1,7 @@
 //! Memory that Limbeck's operators hand on: what an operator was the last to read becomes the result of a later one, without
 //! being given back, asked for and cleared in between. A program keeps its pool from run to run.
 
+use limbeck_plan::LEAST;
 use std::{
     cell::RefCell,
     collections::HashMap,
@@ -10,40 +11,65 @@ use std::{
 };
 use tract_onnx::tract_hir::internal::*;
 
-/// Tensors of fewer values are not kept.
-pub(super) const LEAST: usize = 4096;
-
-/// Values that may lie idle where it is not known what a run takes: 16 MiB.
+/// Values that may lie idle where nothing is planned: 16 MiB.
 const IDLE: usize = 1 << 22;
 
-/// Float32 tensors by their number of values.
+/// What is planned for a node.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Lent {
+    /// Values that there is room for in the buffer of each result, where one is lent to it.
+    pub(super) results: Vec<Option<usize>>,
+    /// Whether each operand lies in a buffer.
+    pub(super) operands: Vec<bool>,
+}
+
+/// The buffers of a program whose shapes are known.
+#[derive(Debug, Default)]
+pub(super) struct Buffers {
+    /// By node.
+    pub(super) nodes: HashMap<usize, Lent>,
+    /// How many have room for so many values.
+    pub(super) count: HashMap<usize, usize>,
+}
+
+/// Float32 tensors by the number of values that they have room for.
 #[derive(Default)]
 pub(super) struct Pool {
     idle: HashMap<usize, Vec<Tensor>>,
-    /// By node.
-    room: Arc<HashMap<usize, Room>>,
+    /// `None` where shapes are not known before a run: then tensors of any length are kept.
+    buffers: Option<Arc<Buffers>>,
 }
-
-/// Values that may lie idle, so that no more is allocated at any time than a run takes at its peak.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Room {
-    /// While a node runs.
-    pub(super) during: usize,
-    /// From then until the next of Limbeck's operators runs, which looks after itself.
-    pub(super) after: usize,
-}
-
-/// Where it is not known what a run takes.
-const ANY: Room = Room { during: IDLE, after: IDLE };
 
 impl Pool {
-    /// An empty pool for a program with so much room while each node runs.
-    pub(super) fn new(room: HashMap<usize, Room>) -> Pool {
-        Pool { idle: HashMap::new(), room: Arc::new(room) }
+    /// An empty pool.
+    pub(super) fn new(buffers: Option<Buffers>) -> Pool {
+        Pool { idle: HashMap::new(), buffers: buffers.map(Arc::new) }
     }
 
-    fn room(&self, node: usize) -> Room {
-        self.room.get(&node).copied().unwrap_or(ANY)
+    /// Values that a buffer for this result has room for, if it is to have one.
+    fn room(&self, node: usize, result: usize, len: usize) -> Option<usize> {
+        match &self.buffers {
+            Some(buffers) => {
+                buffers.nodes.get(&node)?.results.get(result).copied().flatten().filter(|room| *room >= len)
+            }
+            None => Some(len),
+        }
+    }
+
+    /// Keeps a node's operand if it lies in a buffer and no more come back than were lent.
+    fn keep(&mut self, node: usize, operand: usize, value: TValue) {
+        let room = value.as_bytes().len() / size_of::<f32>();
+        let idle = self.idle.entry(room).or_default();
+        let wanted = match &self.buffers {
+            Some(buffers) => {
+                let lies = buffers.nodes.get(&node).and_then(|lent| lent.operands.get(operand)).copied();
+                lies == Some(true) && buffers.count.get(&room).is_some_and(|&count| idle.len() < count)
+            }
+            None => room >= LEAST,
+        };
+        if wanted {
+            idle.push(value.into_tensor());
+        }
     }
 
     /// Gives memory back until no more values are idle than these.
@@ -77,7 +103,7 @@ thread_local!(static CURRENT: RefCell<Pool> = RefCell::default());
 pub(super) fn lent<R>(pool: &Mutex<Pool>, f: impl FnOnce() -> R) -> R {
     let own = {
         let mut pool = pool.lock().unwrap_or_else(PoisonError::into_inner);
-        Pool { idle: take(&mut pool.idle), room: pool.room.clone() }
+        Pool { idle: take(&mut pool.idle), buffers: pool.buffers.clone() }
     };
     let outer = CURRENT.replace(own);
     let result = f();
@@ -85,28 +111,27 @@ pub(super) fn lent<R>(pool: &Mutex<Pool>, f: impl FnOnce() -> R) -> R {
     result
 }
 
-/// A tensor of this shape with arbitrary values, for a result of this node.
-pub(super) fn tensor(shape: &[usize], node: usize) -> TractResult<Tensor> {
+/// A tensor of this shape with arbitrary values, for a node's result of this number. Its buffer may be larger.
+pub(super) fn tensor(shape: &[usize], node: usize, result: usize) -> TractResult<Tensor> {
     let len = shape.iter().product();
-    let kept = CURRENT.with_borrow_mut(|pool| pool.idle.get_mut(&len).and_then(Vec::pop));
-    match kept {
-        Some(tensor) => tensor.into_shape(shape),
-        None => {
-            CURRENT.with_borrow_mut(|pool| pool.shrink(pool.room(node).during));
-            Tensor::zero::<f32>(shape)
-        }
-    }
+    let Some(room) = CURRENT.with_borrow(|pool| pool.room(node, result, len)) else {
+        return Tensor::zero::<f32>(shape);
+    };
+    let kept = CURRENT.with_borrow_mut(|pool| pool.idle.get_mut(&room).and_then(Vec::pop));
+    let buffer = kept.map_or_else(|| Tensor::zero::<f32>(&[room]), Ok)?;
+    Tensor::from_storage(f32::datum_type(), shape, PlainStorage::from(buffer.into_blob()?)).into_plain_ram()
 }
 
 /// Keeps the memory of what this node has read, as far as nothing else needs it.
 pub(super) fn keep(values: TVec<TValue>, node: usize) {
     CURRENT.with_borrow_mut(|pool| {
-        for value in values {
-            if value.len() >= LEAST && value.datum_type() == f32::datum_type() && value.is_exclusive() {
-                let tensor = value.into_tensor();
-                pool.idle.entry(tensor.len()).or_default().push(tensor);
+        for (operand, value) in values.into_iter().enumerate() {
+            if value.datum_type() == f32::datum_type() && value.is_exclusive() {
+                pool.keep(node, operand, value);
             }
         }
-        pool.shrink(pool.room(node).after);
+        if pool.buffers.is_none() {
+            pool.shrink(IDLE);
+        }
     });
 }

@@ -38,9 +38,9 @@ impl TractProgram {
         let signature = Signature::new(NAME, loaded.inputs, loaded.outputs, state)?;
         let options = RunOptions { executor: Some(threads.executor()), ..RunOptions::default() };
         let is_state = |input: &str| state.iter().any(|pair| pair.input == input);
-        let Planned { plan, memory, room } = schedule::plan(loaded.model, &loaded.places, &is_state, &options)?;
+        let Planned { plan, memory, buffers } = schedule::plan(loaded.model, &loaded.places, &is_state, &options)?;
         memory.iter().for_each(|memory| pool::keep_heap(memory.peak));
-        Ok(TractProgram { plan: Arc::new(plan), signature, threads, memory, pool: Mutex::new(Pool::new(room)) })
+        Ok(TractProgram { plan: Arc::new(plan), signature, threads, memory, pool: Mutex::new(Pool::new(buffers)) })
     }
 
     /// Runs the plan.

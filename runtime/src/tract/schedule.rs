@@ -6,10 +6,10 @@
 use super::{
     failed,
     ops::Fused,
-    pool::{LEAST, Room},
+    pool::{Buffers, Lent},
 };
 use crate::{RuntimeError, engine::Memory};
-use limbeck_plan::{Task, Work};
+use limbeck_plan::{LEAST, Task, Work};
 use std::collections::HashMap;
 use tract_onnx::{
     prelude::{RunOptions, TypedModel, TypedNode, TypedSimplePlan},
@@ -27,8 +27,8 @@ pub(super) struct Planned {
     pub(super) plan: TypedSimplePlan,
     /// What a run takes; `None` where shapes are not known before.
     pub(super) memory: Option<Memory>,
-    /// For each of Limbeck's operators, what fits between what is needed then and what is needed at the peak.
-    pub(super) room: HashMap<usize, Room>,
+    /// The memory that Limbeck's operators lend each other; `None` where shapes are not known before.
+    pub(super) buffers: Option<Buffers>,
 }
 
 /// Orders the nodes of a model. `places` says where nodes stand in the file, `is_state` which inputs a store keeps.
@@ -52,27 +52,15 @@ pub(super) fn plan(
     }
     // Each node waits for the one before it.
     let chain: Vec<(usize, usize)> = sequence.windows(2).map(|pair| (pair[1], pair[0])).collect();
-    let values = |bytes: u64| bytes as usize / size_of::<f32>();
-    let (mut room, mut after) = (HashMap::new(), usize::MAX);
-    for (&task, &during) in order.iter().zip(&usage.during).rev() {
-        let during = values(usage.peak - during);
-        if model.node(nodes[task]).op_is::<Fused>() {
-            room.insert(nodes[task], Room { during, after: after.min(values(usage.peak)) });
-            after = usize::MAX;
-        } else {
-            after = after.min(during);
-        }
-    }
+    let slots = work.slots(&order, &usage, &|task| model.node(nodes[task]).op_is::<Fused>());
+    let memory = Memory { peak: slots.peak, given: usage.given, allocations: usage.allocations };
+    let lent = slots.lent.into_iter().zip(slots.kept).map(|(results, operands)| Lent { results, operands });
+    let buffers = Buffers { nodes: order.iter().map(|&task| nodes[task]).zip(lent).collect(), count: slots.count };
     let outputs = model.outputs.clone();
     // The only constructor that takes an order.
     #[allow(deprecated)]
     let plan = SimplePlan::build_with_outputs_and_deps(model, &outputs, &chain, options).map_err(failed)?;
-    let memory = Memory { peak: usage.peak, given: usage.given, allocations: usage.allocations };
-    Ok(if known {
-        Planned { plan, memory: Some(memory), room }
-    } else {
-        Planned { plan, memory: None, room: HashMap::new() }
-    })
+    Ok(Planned { plan, memory: known.then_some(memory), buffers: known.then_some(buffers) })
 }
 
 /// Whether some large result of a node is needed less long than another of its results. `at` are places in the order.
