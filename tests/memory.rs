@@ -16,9 +16,17 @@ static ALLOCATOR: PeakAlloc = PeakAlloc;
 /// Bytes that small steps may take more on tract: what the matrix product packs, and the bookkeeping of a run.
 const PACKED: f64 = 128.0 * 1024.0;
 
-/// Bytes at the peak of each of five runs and after it, beyond those before the first, what the engine planned, and what was
-/// planned of the step before there was an engine.
-fn measured(case: &Case) -> Result<([(usize, usize); 5], Memory, u64)> {
+/// A step's bytes.
+struct Measured {
+    /// At the peak of each of five runs and after it, beyond those before the first.
+    runs: [(usize, usize); 5],
+    /// What the engine planned.
+    planned: Memory,
+    /// What was planned of the step before there was an engine.
+    before: u64,
+}
+
+fn measured(case: &Case) -> Result<Measured> {
     let engine = engine("tract")?;
     let step = lowered(&train_step(case)?, engine)?;
     let rows = batch(case)?;
@@ -31,7 +39,7 @@ fn measured(case: &Case) -> Result<([(usize, usize); 5], Memory, u64)> {
         *run = (ALLOCATOR.peak_usage() - before, ALLOCATOR.current_usage() - before);
     }
     let planned = trainer.memory().with_context(|| format!("{}: nothing is planned", case.name))?;
-    Ok((runs, planned, step.memory_plan()?.peak_bytes))
+    Ok(Measured { runs, planned, before: step.memory_plan()?.peak_bytes })
 }
 
 /// One test: the allocator of the first part counts for the whole process.
@@ -49,7 +57,7 @@ fn tract_takes_what_is_planned() -> Result<()> {
     for case in cases()? {
         // A first round leaves behind what kernels keep for each thread.
         measured(&case)?;
-        let (runs, planned, before) = measured(&case)?;
+        let Measured { runs, planned, before } = measured(&case)?;
         // State and constants are there before a run.
         let expected = (planned.peak - planned.given) as f64;
         let [.., (third, _), (fourth, idle), (fifth, still)] = runs;
