@@ -29,7 +29,7 @@ fn graph(number: u64) -> Graph {
     let y = a.matmul(b).transpose(&order(stream));
     cx.output("y", y);
     cx.output("again", a.matmul(b * 0.5));
-    if number % 3 == 0 {
+    if number.is_multiple_of(3) {
         cx.output("a_too", a.exp());
     }
     cx.finish().unwrap()
