@@ -29,6 +29,13 @@ struct Strides {
     col: usize,
 }
 
+impl Strides {
+    /// The matrix of this size that begins where the data does.
+    fn view<'a>(&self, data: &'a [f32], rows: usize, cols: usize) -> Mat<'a> {
+        Mat { data, rows, cols, row_stride: self.row, col_stride: self.col }
+    }
+}
+
 impl Product {
     /// The product of a tensor of shape `a` and one of shape `b`, whose axes are first put in order: axis `i` of the factor
     /// `[batch.., rows, depth]` is axis `order_a[i]` of `a`, and so for `[batch.., depth, cols]` or, for one that serves all
@@ -157,20 +164,8 @@ impl Product {
                 let axes = inner.iter().zip(&strides.batch[skipped..]).rev();
                 axes.fold((0, number), |(sum, rest), (&n, &stride)| (sum + rest % n * stride, rest / n)).0
             };
-            let a = Mat {
-                data: &a[a_start + at(&self.a)..],
-                rows: share.rows,
-                cols: self.depth,
-                row_stride: self.a.row,
-                col_stride: self.a.col,
-            };
-            let b = Mat {
-                data: &b[b_start + at(&self.b)..],
-                rows: self.depth,
-                cols: self.cols,
-                row_stride: self.b.row,
-                col_stride: self.b.col,
-            };
+            let a = self.a.view(&a[a_start + at(&self.a)..], share.rows, self.depth);
+            let b = self.b.view(&b[b_start + at(&self.b)..], self.depth, self.cols);
             let out = &mut share.out[at(&self.out)..];
             match self.out.col {
                 1 => matmul(out, self.out.row, a, b, false),

@@ -4,7 +4,7 @@ use std::collections::BinaryHeap;
 
 /// The order of such a runner. `makers[n]` are the tasks whose values task `n` reads, by where they stand. It goes back from
 /// the tasks that make nothing for others, through the makers of what each reads, in both cases from the one that stands
-/// last; a task runs when all that it reads is there. Tasks that wait for each other run in no particular order.
+/// last; a task runs when all that it reads is there. Tasks that wait for each other may be left out.
 pub fn depth_first(makers: &[Vec<usize>]) -> Vec<usize> {
     let mut read = vec![false; makers.len()];
     makers.iter().flatten().for_each(|&maker| read[maker] = true);
